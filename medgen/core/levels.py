@@ -1,0 +1,87 @@
+"""Noise levels (alpha, sigma) of x_t = alpha x + sigma n: how training draws them and which grid a sampler walks."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Level(NamedTuple):
+    """One point of a sampler's grid, as plain floats so that a step costs few tensor operations."""
+
+    alpha: float
+    sigma: float
+
+
+class LevelDistribution(ABC):
+    """Maps u in [0, 1) to a noise level by the inverse of its cumulative distribution, so that draws can be stratified."""
+
+    @abstractmethod
+    def at(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """alpha (B,), sigma (B,) for u (B,)."""
+
+
+@dataclass(frozen=True)
+class LogNormal(LevelDistribution):
+    """alpha = 1 and ln sigma ~ N(mean, std^2): Karras et al. 2022 (EDM), table 1."""
+
+    mean: float = -1.2
+    std: float = 1.2
+
+    def at(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        sigma = torch.exp(self.mean + self.std * torch.special.ndtri(u.double().clamp(1e-6, 1 - 1e-6)).float())
+        return torch.ones_like(sigma), sigma
+
+
+@dataclass(frozen=True)
+class CosineUniform(LevelDistribution):
+    """Uniform time on the cosine schedule alpha = cos(pi t / 2), sigma = sin(pi t / 2): Nichol and Dhariwal 2021, with the offset left out.
+
+    Args:
+        t_min, t_max: ends of the time interval; t_max < 1 keeps alpha away from zero, as epsilon prediction needs.
+    """
+
+    t_min: float = 0.001
+    t_max: float = 0.999
+
+    def at(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        angle = (self.t_min + (self.t_max - self.t_min) * u) * (math.pi / 2)
+        return torch.cos(angle), torch.sin(angle)
+
+
+class LevelGrid(ABC):
+    """The noise levels that a sampler visits, noisiest first; the last one is clean (alpha 1, sigma 0)."""
+
+    @abstractmethod
+    def levels(self, steps: int) -> list[Level]:
+        """steps + 1 levels for `steps` steps."""
+
+
+@dataclass(frozen=True)
+class Karras(LevelGrid):
+    """alpha = 1 and sigma^(1/rho) in even steps: Karras et al. 2022, equation 5."""
+
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    rho: float = 7.0
+
+    def levels(self, steps: int) -> list[Level]:
+        high, low = self.sigma_max ** (1 / self.rho), self.sigma_min ** (1 / self.rho)
+        ramp = [i / max(steps - 1, 1) for i in range(steps)]
+        return [Level(1.0, (high + r * (low - high)) ** self.rho) for r in ramp] + [Level(1.0, 0.0)]
+
+
+@dataclass(frozen=True)
+class CosineGrid(LevelGrid):
+    """Even steps of time on the cosine schedule, from `t_max` to 0."""
+
+    t_max: float = 0.999
+
+    def levels(self, steps: int) -> list[Level]:
+        angles = [self.t_max * (1 - i / steps) * math.pi / 2 for i in range(steps)]
+        return [Level(math.cos(a), math.sin(a)) for a in angles] + [Level(1.0, 0.0)]

@@ -1,0 +1,88 @@
+"""The contract between a generative principle and the one training loop."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from medgen.core.condition import Condition
+from medgen.core.random import Rng
+
+
+@dataclass
+class Example:
+    """One training batch as a model sees it.
+
+    Attributes:
+        x: (B, C, *S) target in the contract's normalised units, or None where only the condition is known.
+        condition: what is given.
+        weight: broadcastable to `x`; masks padding and missing contrasts out of a loss.
+    """
+
+    x: Tensor | None
+    condition: Condition
+    weight: Tensor | None = None
+
+
+@dataclass
+class Loss:
+    """`total` is descended; `terms` are detached scalars for the log."""
+
+    total: Tensor
+    terms: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One move of a training step: the parameters of `module` descend `loss(example, shared)`.
+
+    Attributes:
+        every: the phase runs on steps divisible by this number.
+        start: the first step on which it runs.
+        optimizer: phases with the same name share one optimizer (default: the phase's own name).
+    """
+
+    name: str
+    module: nn.Module
+    loss: Callable[[Example, Any], Loss]
+    every: int = 1
+    start: int = 0
+    optimizer: str = ""
+
+    def due(self, step: int) -> bool:
+        return step >= self.start and step % self.every == 0
+
+
+class GenerativeModel(nn.Module, ABC):
+    """A law p(x | condition) and how it is fitted. Knows nothing of data keys, optimizers or the number of dimensions."""
+
+    @property
+    @abstractmethod
+    def phases(self) -> tuple[Phase, ...]:
+        """The moves of one training step, in order."""
+
+    @property
+    def averaged(self) -> tuple[str, ...]:
+        """Names of the sub-modules that make samples; the exponential moving average follows these."""
+        return tuple(name for name, _ in self.named_children())
+
+    def begin(self, example: Example, rng: Rng) -> Any:
+        """Draw the step's noise and run the forwards that several phases share."""
+        return None
+
+    def after_step(self, step: int, terms: Mapping[str, Tensor]) -> None:
+        """Called once after all phases of a step."""
+
+    @abstractmethod
+    def sample(self, condition: Condition, shape: tuple[int, ...], rng: Rng) -> Tensor:
+        """Draw x (B, C, *S) of `shape`, one sample per stream of `rng`."""
+
+
+class Denoiser(Protocol):
+    """A model that knows the mean of x given x_t = alpha x + sigma n, finite also at alpha = 0."""
+
+    def denoise(self, x_t: Tensor, alpha: Tensor | float, sigma: Tensor | float, condition: Condition) -> Tensor: ...

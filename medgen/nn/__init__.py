@@ -1,0 +1,1 @@
+"""Networks. The only room that knows the number of spatial dimensions."""
