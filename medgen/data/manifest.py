@@ -1,0 +1,129 @@
+"""A CSV that lists subjects, their split, their files and their attributes."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from medgen.core.errors import MedgenError, nearest
+
+_ALIASES = {"training": "train", "val": "validation", "valid": "validation", "testing": "test"}
+
+
+class EmptySplit(MedgenError):
+    """Nothing is listed for a split. Training may go on without validation; nothing else may."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Rows of a CSV with a column `subject`, optionally `split`, and columns of files and attributes.
+
+    A subject may have several rows (slices, pictures). Without a column `split` every row is for training.
+
+    Attributes:
+        path: the CSV; its files are relative to its folder.
+        columns: in the order of the file.
+        rows: column -> cell, blanks stripped.
+    """
+
+    path: Path
+    columns: tuple[str, ...]
+    rows: tuple[dict[str, str], ...]
+
+    @staticmethod
+    def read(path: str | Path) -> Manifest:
+        """Read and check a CSV.
+
+        Raises:
+            MedgenError: no such file, no rows, no column `subject`, a ragged or repeated row, a subject in two splits.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise MedgenError(f"{path}: no such manifest; expected a CSV with a column 'subject' and one column per image")
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            lines = csv.reader(file)
+            columns = tuple(cell.strip() for cell in next(lines, ()))
+            rows = tuple(_row(path, columns, number, cells) for number, cells in enumerate(lines, 2) if any(cells))
+        manifest = Manifest(path, columns, rows)
+        manifest._check()
+        return manifest
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def subjects(self) -> tuple[str, ...]:
+        """Without repetition, in the order of the file."""
+        return tuple(dict.fromkeys(row["subject"] for row in self.rows))
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits there are, in the order of the file."""
+        return tuple(dict.fromkeys(row["split"] for row in self.rows))
+
+    def split(self, name: str) -> Manifest:
+        """The rows of one split.
+
+        Raises:
+            EmptySplit: there are none.
+        """
+        name = _ALIASES.get(name, name)
+        rows = tuple(row for row in self.rows if row["split"] == name)
+        if not rows:
+            counts = ", ".join(f"{s} ({sum(row['split'] == s for row in self.rows)} rows)" for s in self.splits)
+            raise EmptySplit(f"{self.path}: no row has split '{name}'; the splits there are: {counts}")
+        return Manifest(self.path, self.columns, rows)
+
+    def require(self, columns: Iterable[str]) -> None:
+        """Refuse a column that the CSV does not have."""
+        for column in columns:
+            if column not in self.columns:
+                raise MedgenError(f"{self.path}: no column '{column}'; {nearest(column, self.columns)}")
+
+    def require_files(self, columns: Iterable[str]) -> None:
+        """Refuse an empty cell or a path to nothing in any of the columns."""
+        self.require(columns)
+        for column in columns:
+            for row in self.rows:
+                if not row[column]:
+                    raise MedgenError(
+                        f"{self.path}: subject {row['subject']} has no file for '{column}'; fill the cell or leave the row out"
+                    )
+                if not self.file(row, column).is_file():
+                    raise MedgenError(f"{self.path}: subject {row['subject']}: no file {self.file(row, column)} for '{column}'")
+
+    def file(self, row: dict[str, str], column: str) -> Path:
+        """The path in a cell, relative to the CSV's folder."""
+        return self.path.parent / row[column]
+
+    def _check(self) -> None:
+        if "subject" not in self.columns:
+            raise MedgenError(f"{self.path}: a manifest needs a column 'subject'; found {', '.join(self.columns) or 'no columns'}")
+        if not self.rows:
+            raise MedgenError(f"{self.path}: a manifest without rows; expected one row per subject")
+        seen: set[tuple[str, ...]] = set()
+        split_of: dict[str, str] = {}
+        for row in self.rows:
+            self._check_row(row, seen, split_of)
+
+    def _check_row(self, row: dict[str, str], seen: set[tuple[str, ...]], split_of: dict[str, str]) -> None:
+        subject, cells = row["subject"], tuple(row.values())
+        if not subject or not row["split"]:
+            raise MedgenError(f"{self.path}: a row without {'split' if subject else 'subject'}: {', '.join(cells)}")
+        if cells in seen:
+            raise MedgenError(f"{self.path}: subject {subject} has the same row twice ({', '.join(cells)}); remove one")
+        if split_of.setdefault(subject, row["split"]) != row["split"]:
+            raise MedgenError(
+                f"{self.path}: subject {subject} is in two splits, {split_of[subject]} and {row['split']}; a subject belongs to one"
+            )
+        seen.add(cells)
+
+
+def _row(path: Path, columns: tuple[str, ...], line: int, cells: list[str]) -> dict[str, str]:
+    if len(cells) != len(columns):
+        raise MedgenError(f"{path}: line {line} has {len(cells)} cells, the header {len(columns)}")
+    row = {column: cell.strip() for column, cell in zip(columns, cells, strict=True)}
+    split = row.get("split", "train")
+    return {**row, "split": _ALIASES.get(split, split)}

@@ -1,0 +1,99 @@
+"""Batches for the trainer."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from medgen.core.errors import MedgenError
+from medgen.data.manifest import EmptySplit
+from medgen.data.source import Case, Source
+from medgen.data.stream import InOrder, StepBatches, TrainingSamples
+
+
+class DataModule(lightning.LightningDataModule):
+    """A source's splits as loaders of dictionaries of tensors.
+
+    Training batches are a function of (seed, step) alone. The trainer must not put its own sampler in
+    (`use_distributed_sampler=False`): ranks are sharded here.
+
+    Args:
+        source: where cases come from.
+        batch_size: per rank.
+        workers: loader processes; 0 loads in the trainer's own.
+        seed: of the order of cases and of the choices inside them.
+    """
+
+    def __init__(self, source: Source, batch_size: int = 8, workers: int = 0, seed: int = 0):
+        super().__init__()
+        if batch_size < 1 or workers < 0:
+            raise MedgenError(f"expected batch_size >= 1 and workers >= 0, found batch_size={batch_size}, workers={workers}")
+        self.source, self.batch_size, self.workers, self.seed = source, int(batch_size), int(workers), int(seed)
+        self._span: dict[str, Any] = {}
+
+    def resume(self, step: int, stop: int | None, interval: int) -> None:
+        """Let the next training stream begin at `step`, end before `stop`, and pause at multiples of `interval` steps."""
+        self._span = {"start": step, "stop": stop, "interval": interval}
+
+    def facts(self) -> dict[str, Any]:
+        """What the data decide of a contract; see `Source.facts`."""
+        return self.source.facts()
+
+    def train_dataloader(self) -> DataLoader:
+        cases = self.source.split("train")
+        rank, world = self._place()
+        once = -(-len(cases) // (self.batch_size * world))
+        batches = StepBatches(len(cases), self.batch_size, self.seed, **{"interval": once, **self._span}, rank=rank, world=world)
+        return DataLoader(TrainingSamples(cases, self.seed), batch_sampler=batches, **self._loading())
+
+    def val_dataloader(self) -> DataLoader | list:
+        """In order; an empty list, and a warning, when the data have no validation split."""
+        try:
+            return self._in_order("validation")
+        except EmptySplit as error:
+            warnings.warn(f"training goes on without validation: {error}", stacklevel=2)
+            return []
+
+    def test_dataloader(self) -> DataLoader:
+        return self._in_order("test")
+
+    def _in_order(self, split: str) -> DataLoader:
+        cases = InOrder(self.source.split(split), self.seed, *self._place())
+        return DataLoader(cases, batch_size=self.batch_size, **self._loading())
+
+    def _place(self) -> tuple[int, int]:
+        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+
+    def _loading(self) -> dict[str, Any]:
+        return {
+            "collate_fn": collate,
+            "num_workers": self.workers,
+            "persistent_workers": self.workers > 0,
+            "pin_memory": torch.cuda.is_available(),
+        }
+
+
+def collate(cases: list[Case]) -> dict[str, Any]:
+    """Cases to a batch: arrays stacked, numbers as (B,) tensors (int64 or float32), text as a list."""
+    names = cases[0].keys()
+    for case in cases:
+        if case.keys() != names:
+            different = sorted(names ^ case.keys())
+            raise MedgenError(f"subject {case['subject']}: has other entries than subject {cases[0]['subject']} ({', '.join(different)})")
+    return {name: _joined([case[name] for case in cases]) for name in names}
+
+
+def _joined(values: list[Any]) -> Any:
+    first = values[0]
+    if isinstance(first, str):
+        return values
+    if isinstance(first, np.ndarray):
+        return torch.from_numpy(np.stack(values))
+    if isinstance(first, torch.Tensor):
+        return torch.stack(values)
+    return torch.tensor(values, dtype=torch.float32 if isinstance(first, (float, np.floating)) else torch.int64)

@@ -1,0 +1,88 @@
+"""The training stream: sample number n of a run is the same case with the same random choices for any number of workers,
+ranks and interruptions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from medgen.core.random import generator
+from medgen.data.source import Case, Cases
+
+_ORDER, _CHOICE = 0x6F726465, 0x63686F69  # keep these streams apart from a model's, which are keyed by (seed, step, sample)
+
+
+class StepBatches:
+    """A batch sampler that counts in training steps. Step s takes samples s * batch_size * world and following.
+
+    Each iteration goes on from where the last one ended up to the next multiple of `interval` (or `stop`), so that an epoch of
+    the trainer is a validation interval and worker processes live through them. It has no length on purpose: a permutation of the
+    cases ends in mid-batch and the next one follows.
+
+    Args:
+        length: number of cases.
+        batch_size: per rank.
+        start, stop: the first step, and the one that is no longer taken (None: never stop).
+        rank, world: rank r takes samples r, r + world, ... of each step.
+    """
+
+    def __init__(
+        self,
+        length: int,
+        batch_size: int,
+        seed: int,
+        interval: int,
+        start: int = 0,
+        stop: int | None = None,
+        rank: int = 0,
+        world: int = 1,
+    ):
+        self.length, self.batch_size, self.seed, self.interval = length, batch_size, seed, interval
+        self.position, self.stop, self.rank, self.world = start, stop, rank, world
+        self._order: tuple[int, np.ndarray] = (-1, np.empty(0, int))
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        end = (self.position // self.interval + 1) * self.interval
+        end = end if self.stop is None else min(end, self.stop)
+        for step in range(self.position, end):
+            self.position = end if step == end - 1 else self.position
+            yield self.batch(step)
+
+    def batch(self, step: int) -> list[tuple[int, int]]:
+        """(sample number, case index) of the samples of a step."""
+        total = self.batch_size * self.world
+        return [(n, self.case_of(n)) for n in range(step * total + self.rank, (step + 1) * total, self.world)]
+
+    def case_of(self, n: int) -> int:
+        """The case that sample `n` takes: every epoch visits every case once, in its own order."""
+        epoch, place = divmod(n, self.length)
+        if self._order[0] != epoch:
+            self._order = epoch, generator(self.seed, epoch, _ORDER).permutation(self.length)
+        return int(self._order[1][place])
+
+
+class TrainingSamples(Dataset):
+    """(n, case index) -> the case with "index": n."""
+
+    def __init__(self, cases: Cases, seed: int):
+        self.cases, self.seed = cases, seed
+
+    def __getitem__(self, key: tuple[int, int]) -> Case:
+        n, index = key
+        return {**self.cases.case(index, generator(self.seed, n, _CHOICE)), "index": n}
+
+
+class InOrder(Dataset):
+    """Case after case with "index": its own index; rank r takes cases r, r + world, ..."""
+
+    def __init__(self, cases: Cases, seed: int, rank: int = 0, world: int = 1):
+        self.cases, self.seed, self.indices = cases, seed, range(rank, len(cases), world)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, place: int) -> Case:
+        index = self.indices[place]
+        return {**self.cases.case(index, generator(self.seed, index, _CHOICE)), "index": index}
