@@ -14,7 +14,7 @@ import numpy as np
 from medgen.core.errors import MedgenError
 from medgen.core.volume import Volume
 
-_ALIGNED = 1e-4  # voxels; float32 headers place a corner of a large grid no better than this
+_ALIGNED = 1e-3  # voxels; float32 headers place the far corner of a large grid no better than this
 _SLAB = 1 << 21  # target voxels handled at once by the oblique path: 25 MB of coordinates
 
 
@@ -173,18 +173,17 @@ def _weights(size: int, positions: np.ndarray, width: float) -> np.ndarray:
 
 
 def _aligned(to_old: np.ndarray, extent: int) -> list[tuple[int, float, float]] | None:
-    """Per new axis (old axis, step, start) in voxels if the grids' axes are parallel, else None."""
+    """Per new axis (old axis, step, start) in voxels if the grids' axes are parallel over `extent` voxels, else None."""
     source = np.abs(to_old[:3, :3]).argmax(0)
-    if len(set(source)) < 3:
-        return None
-    axes = [(int(i), _snapped(to_old[i, j]), _snapped(to_old[i, 3])) for j, i in enumerate(source)]
     rest = to_old[:3, :3].copy()
     rest[source, np.arange(3)] = 0
-    return axes if np.abs(rest).max() * extent < _ALIGNED * 10 else None
+    if len(set(source)) < 3 or np.abs(rest).max() * extent > _ALIGNED:
+        return None
+    return [(int(i), _snapped(to_old[i, j], _ALIGNED / extent), _snapped(to_old[i, 3], _ALIGNED)) for j, i in enumerate(source)]
 
 
-def _snapped(value: float) -> float:
-    return float(round(value)) if abs(value - round(value)) < _ALIGNED else float(value)
+def _snapped(value: float, tolerance: float) -> float:
+    return float(round(value)) if abs(value - round(value)) < tolerance else float(value)
 
 
 def _separable(array: np.ndarray, shape: tuple[int, ...], axes: list[tuple[int, float, float]], labels: bool, fill: float) -> np.ndarray:

@@ -44,6 +44,7 @@ class Phase:
         every: the phase runs on steps divisible by this number.
         start: the first step on which it runs.
         optimizer: phases with the same name share one optimizer (default: the phase's own name).
+        validate: whether the loss is also computed, without gradients, on validation batches.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Phase:
     every: int = 1
     start: int = 0
     optimizer: str = ""
+    validate: bool = True
 
     def due(self, step: int) -> bool:
         return step >= self.start and step % self.every == 0

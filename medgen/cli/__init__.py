@@ -1,0 +1,1 @@
+"""The `medgen` command and `train.py`."""

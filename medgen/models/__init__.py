@@ -1,0 +1,1 @@
+"""Generative principles: p(x | condition), one file each."""

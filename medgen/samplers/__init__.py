@@ -1,0 +1,1 @@
+"""How a reverse process is walked: one step() each, one loop."""

@@ -1,0 +1,1 @@
+"""The Lightning part: fit, moving average, checkpoints, logs."""

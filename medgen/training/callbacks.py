@@ -1,0 +1,144 @@
+"""What happens around training steps: numbers out, pictures out, a bar on the screen, a clean stop."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+from torch import Tensor
+
+from medgen.core.picture import gray, montage, upright
+
+
+class Log(L.Callback):
+    """Sends loss terms every `every` steps, and every validation's values, to the trainer's loggers."""
+
+    def __init__(self, every: int = 50):
+        self.every = every
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if pl_module.step % self.every == 0:
+            self._send(trainer, {f"train/{k}": float(v) for k, v in pl_module.terms.items()} | {"skipped": pl_module.skipped}, pl_module.step)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        if pl_module.validation.values:
+            self._send(trainer, pl_module.validation.values, pl_module.step)
+
+    def _send(self, trainer: L.Trainer, values: dict[str, float], step: int) -> None:
+        for logger in trainer.loggers:
+            logger.log_metrics(values, step)
+
+
+class SampleGrid(L.Callback):
+    """After each validation: what was given, what was made and what is real, one case a column, as PNG.
+
+    Args:
+        folder: where `step_<n>.png` goes.
+        cases: columns of the picture.
+    """
+
+    def __init__(self, folder: str | Path, cases: int = 8):
+        self.folder, self.cases = Path(folder), cases
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        seen = pl_module.validation
+        if not seen.made or not trainer.is_global_zero:
+            return
+        from PIL import Image
+
+        rows = [_planes(images, self.cases) for images in (seen.given, seen.made, seen.real) if images]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(montage(rows)).save(self.folder / f"step_{pl_module.step:06d}.png")
+
+
+def _planes(images: list[Tensor], cases: int) -> list[np.ndarray]:
+    """The first channel of up to `cases` images, in network units from -1 (black) to 1 (white); of a volume the middle plane."""
+    planes = []
+    for image in (case for batch in images for case in batch):
+        first = image[0] if image.shape[0] != 3 else image.mean(0)
+        if first.ndim == 3:
+            first = first[..., first.shape[-1] // 2]
+        planes.append(upright(gray(first.numpy(), -1.0, 1.0)))
+        if len(planes) == cases:
+            break
+    return planes
+
+
+class GracefulStop(L.Callback):
+    """Ctrl-C and SIGTERM stop the run between two optimizer steps, where it can be resumed exactly. A second one is immediate."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._before: dict[int, Any] = {}
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        def request(number: int, frame: Any) -> None:
+            if self.requested:
+                raise KeyboardInterrupt
+            self.requested = True
+            trainer.should_stop = trainer.should_stop or bool(trainer.validating)
+
+        if threading.current_thread() is threading.main_thread():
+            self._before = {n: signal.signal(n, request) for n in (signal.SIGINT, signal.SIGTERM)}
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if self.requested and pl_module.step % pl_module.accumulate == 0:
+            trainer.should_stop = True
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+class ProgressBar(L.pytorch.callbacks.ProgressBar):
+    """One line: step, losses, images per second, time left. Falls back to a plain line now and then where there is no terminal."""
+
+    def __init__(self, every: float = 20.0):
+        super().__init__()
+        self.every = every
+        self._bar: Any = None
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        console = Console(stderr=True)
+        self._first, self._since, self._said = pl_module.step, time.monotonic(), time.monotonic()
+        self._live = console.is_terminal
+        self._console = console
+        columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+        self._bar = Progress(*columns, console=console, disable=not self._live)
+        self._task = self._bar.add_task("", total=pl_module.steps, completed=pl_module.step)
+        self._bar.start()
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        now = time.monotonic()
+        if not self._live and now - self._said < self.every and pl_module.step != pl_module.steps:
+            return
+        if self._live and now - self._said < 0.2 and pl_module.step != pl_module.steps:
+            return
+        self._said = now
+        rate = (pl_module.step - self._first) / max(now - self._since, 1e-9)
+        losses = "  ".join(f"{k} {float(v):.4g}" for k, v in pl_module.terms.items() if not k.endswith("_norm"))
+        values = "  ".join(f"{k} {v:.4g}" for k, v in pl_module.validation.values.items() if k.endswith(pl_module.task.metric.name))
+        text = f"{losses}  {values}  {rate * len(batch['index']):.1f} images/s"
+        if self._live:
+            self._bar.update(self._task, completed=pl_module.step, description=text)
+        else:
+            left = (pl_module.steps - pl_module.step) / max(rate, 1e-9)
+            self._console.print(f"step {pl_module.step}/{pl_module.steps}  {text}  {left:.0f} s left", highlight=False, soft_wrap=True)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        self._close()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: Any, exception: BaseException) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()

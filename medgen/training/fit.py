@@ -1,0 +1,174 @@
+"""The one training loop for every family: phases under Lightning's manual optimization."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+
+from medgen.core.model import Example, GenerativeModel, Phase
+from medgen.core.random import Rng
+from medgen.core.task import Metric, Task
+from medgen.training.optimizers import AdamW
+
+log = logging.getLogger("medgen")
+
+
+class Fit(L.LightningModule):
+    """Runs `model.phases` on `task.example(batch)`, one batch a step.
+
+    Args:
+        model: any family.
+        task: turns a batch into an example.
+        optimizer: how parameters move.
+        steps: length of the run in batches; the schedule follows it.
+        accumulate: batches per optimizer step.
+        clip: largest gradient norm of a phase (None: no limit).
+        seed: key of all random draws.
+    """
+
+    def __init__(
+        self, model: GenerativeModel, task: Task, optimizer: AdamW, steps: int, accumulate: int = 1, clip: float | None = 1.0, seed: int = 0
+    ):
+        super().__init__()
+        self.automatic_optimization = False
+        self.model, self.task, self.optimizer = model, task, optimizer
+        self.steps, self.accumulate, self.clip, self.seed = steps, accumulate, clip, seed
+        self.step = 0
+        self.skipped = 0
+        self.terms: dict[str, Tensor] = {}
+        self.validation = Validation()
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        self.optimizer_names = list(dict.fromkeys(p.optimizer or p.name for p in self.model.phases))
+        return [self.optimizer.build(name, self._parameters_of(name)) for name in self.optimizer_names]
+
+    @property
+    def steps_now(self) -> bool:
+        """Whether the current batch closes an accumulation window."""
+        return (self.step + 1) % self.accumulate == 0
+
+    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
+        torch.manual_seed(hash((self.seed, self.step)) & 0x7FFFFFFF)  # dropout: the same after a resume
+        rng = Rng(self.seed, self.step, batch["index"].tolist(), self.device)
+        example = self.task.example(batch, rng)
+        shared = self.model.begin(example, rng)
+        self.terms = {}
+        for phase in self.model.phases:
+            if phase.due(self.step // self.accumulate):
+                self._descend(phase, example, shared, batch)
+        self.model.after_step(self.step, self.terms)
+        self.step += 1
+
+    def on_validation_epoch_start(self) -> None:
+        self.validation = Validation()
+
+    def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
+        """Losses and samples on held-out cases, with the same draws at every validation."""
+        if self.trainer.should_stop:  # interrupted: save, do not linger
+            return
+        indices = batch["index"].tolist()
+        example = self.task.example(batch, Rng(self.seed, 0, indices, self.device))
+        shared = self.model.begin(example, Rng(self.seed, 1, indices, self.device))
+        for phase in (p for p in self.model.phases if p.validate):
+            self.validation.add_terms(phase.loss(example, shared).terms)
+        made = self.model.sample(example.condition, tuple(example.x.shape), Rng(self.seed, 2, indices, self.device))
+        self.validation.add_images(made, example)
+
+    def on_validation_epoch_end(self) -> None:
+        if self.validation.made:
+            self.validation.score(self.task.metric)
+
+    def _descend(self, phase: Phase, example: Example, shared: Any, batch: Mapping[str, Any]) -> None:
+        own = set(phase.module.parameters())
+        with only_trainable(self.model, own):
+            loss = phase.loss(example, shared)
+            self.terms.update(loss.terms)
+            self.manual_backward(loss.total / self.accumulate)
+        if self.steps_now:
+            self._update(phase, batch)
+
+    def _update(self, phase: Phase, batch: Mapping[str, Any]) -> None:
+        """One optimizer step, or none if a gradient is not finite: decided on the gradients that all ranks share."""
+        index = self.optimizer_names.index(phase.optimizer or phase.name)
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        optimizer = optimizer[index] if isinstance(optimizer, list) else optimizer
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        if scaler is not None:
+            scaler.unscale_(optimizer)
+        norm = nn.utils.clip_grad_norm_(phase.module.parameters(), self.clip or float("inf"))
+        for group in optimizer.param_groups:
+            group["lr"] = group["base_lr"] * self.optimizer.factor(self.step // self.accumulate, self.steps // self.accumulate)
+        self.terms[f"{phase.name}_norm"] = norm.detach()
+        if scaler is not None:
+            scaler.step(optimizer)
+            scaler.update()
+        elif bool(torch.isfinite(norm)):
+            optimizer.step()
+        if not bool(torch.isfinite(norm)):
+            self._report_skip(phase, batch)
+        optimizer.zero_grad(set_to_none=True)
+
+    def _report_skip(self, phase: Phase, batch: Mapping[str, Any]) -> None:
+        self.skipped += 1
+        log.warning("step %d: %s update skipped, first non-finite tensor: %s", self.step, phase.name, first_bad(batch, self.terms, phase.module))
+
+    def _parameters_of(self, optimizer: str) -> list[nn.Parameter]:
+        phases = [p for p in self.model.phases if (p.optimizer or p.name) == optimizer]
+        return list(dict.fromkeys(q for p in phases for q in p.module.parameters() if q.requires_grad))
+
+
+class Validation:
+    """What one validation saw: mean losses, the task's metric, and the images for the sample grid (on the CPU)."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, float] = {}
+        self.made: list[Tensor] = []
+        self.real: list[Tensor] = []
+        self.given: list[Tensor] = []
+        self.values: dict[str, float] = {}
+
+    def add_terms(self, terms: Mapping[str, Tensor]) -> None:
+        for name, value in terms.items():
+            self.sums[name] = self.sums.get(name, 0.0) + float(value)
+
+    def add_images(self, made: Tensor, example: Example) -> None:
+        self.made.append(made.float().cpu())
+        self.real.append(example.x.float().cpu())
+        if example.condition.dense is not None:
+            self.given.append(example.condition.dense.float().cpu())
+
+    def score(self, metric: Metric) -> None:
+        self.values = {f"val/{name}": total / len(self.made) for name, total in self.sums.items()}
+        self.values[f"val/{metric.name}"] = float(metric(torch.cat(self.made), torch.cat(self.real)))
+
+
+class only_trainable:
+    """Within the context only the given parameters of `model` gather gradients; the others still pass them on."""
+
+    def __init__(self, model: nn.Module, own: set[nn.Parameter]):
+        self.others = [p for p in model.parameters() if p.requires_grad and p not in own]
+
+    def __enter__(self) -> None:
+        for parameter in self.others:
+            parameter.requires_grad_(False)
+
+    def __exit__(self, *exception: object) -> None:
+        for parameter in self.others:
+            parameter.requires_grad_(True)
+
+
+def first_bad(batch: Mapping[str, Any], terms: Mapping[str, Tensor], module: nn.Module) -> str:
+    """Name of the first tensor that is not finite: input, loss term, weight or gradient, in this order."""
+
+    def named() -> Iterator[tuple[str, Tensor]]:
+        yield from ((f"input '{k}'", v) for k, v in batch.items() if isinstance(v, Tensor))
+        yield from ((f"loss term '{k}'", v) for k, v in terms.items() if not k.endswith("_norm"))
+        yield from ((f"weight '{k}'", v) for k, v in module.named_parameters())
+        yield from ((f"gradient of '{k}'", v.grad) for k, v in module.named_parameters() if v.grad is not None)
+
+    return next((name for name, value in named() if not torch.isfinite(value).all()), "none (the norm overflowed)")
