@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,12 +12,14 @@ from medgen.core.errors import MedgenError, nearest
 from medgen.core.geometry import Placement, fitted, reoriented, resampled, resized
 from medgen.core.intensity import IntensityMap, intensity_map
 from medgen.core.volume import Volume
+from medgen.data.cases import BACKGROUND, Patches, Planes, Prepared
 from medgen.data.checks import attribute, check_labels, check_pair, one_plane
 from medgen.data.manifest import Manifest
 from medgen.data.readers import read
-from medgen.data.source import Case, Cases
+from medgen.data.source import Cases
 
-_PLANES = {"_red": 0, "_green": 1, "_blue": 2}
+_COLOURS = {"_red": 0, "_green": 1, "_blue": 2}
+_RESERVED = ("subject", "split", "affine", "index")
 
 
 @dataclass(frozen=True)
@@ -36,36 +38,15 @@ class Options:
 
     def __post_init__(self):
         for key in self.about:
-            if key not in ("name", "licence", "attribution"):
-                raise MedgenError(f"about: no entry '{key}'; {nearest(key, ('name', 'licence', 'attribution'))}")
-
-
-@dataclass
-class Prepared:
-    """One row of the manifest, ready to be cut: what a memory-mapped store would keep.
-
-    Attributes:
-        images: channel -> (*S) or, for slices and pictures, (planes, H, W) float32 in network units.
-        labels: label map -> the same shape, int16.
-        affines: (4, 4), or (planes, 4, 4); None without geometry.
-        ranges: channel -> fitted parameters of its intensity map.
-        spacing: mm, in RAS; None without geometry.
-        extra: subject and attributes.
-    """
-
-    images: dict[str, np.ndarray]
-    labels: dict[str, np.ndarray]
-    affines: np.ndarray | None
-    ranges: dict[str, dict[str, float]]
-    spacing: tuple[float, ...] | None
-    extra: dict[str, Any]
+            if key not in (known := ("name", "licence", "attribution")):
+                raise MedgenError(f"about: no entry '{key}'; {nearest(key, known)}")
 
 
 class FileData:
     """A `Source` of the images in a manifest. A split is prepared once, at its first use, and stays in memory.
 
     Volumes are turned to RAS and resampled to `spacing`; for 2D models only in the plane of the slice. Intensities are mapped with
-    parameters of the whole volume. What sticks out of an image is padded with the value of the map's lower end (no signal, air).
+    parameters of the whole volume. What sticks out of an image is padded with the lower end of the map (no signal, air).
     A channel named `<column>_red`, `_green` or `_blue` is that plane of a colour picture.
 
     Args:
@@ -83,19 +64,19 @@ class FileData:
         manifest: str,
         channels: Mapping[str, Mapping[str, Any]],
         size: Sequence[int],
-        labels: Mapping[str, int] = {},
-        attributes: Mapping[str, int] = {},
+        labels: Mapping[str, int] | None = None,
+        attributes: Mapping[str, int] | None = None,
         spacing: Sequence[float] | None = None,
         slice_axis: int | None = 2,
-        options: Options = Options(),
+        options: Options | None = None,
     ):
         self.manifest = Manifest.read(manifest)
         self.maps: dict[str, IntensityMap] = {name: intensity_map(**rule) for name, rule in channels.items()}
         self.size = tuple(int(n) for n in size)
-        self.labels, self.attributes = dict(labels), dict(attributes)
+        self.labels, self.attributes = dict(labels or {}), dict(attributes or {})
         self.spacing = None if spacing is None else tuple(float(s) for s in spacing)
         self.slice_axis = slice_axis if len(self.size) == 2 else None
-        self.options = options
+        self.options = options or Options()
         self._check()
         self._prepared: dict[str, list[Prepared]] = {}
 
@@ -103,17 +84,17 @@ class FileData:
         """The cases of a split, in memory.
 
         Raises:
-            MedgenError: an empty split, a missing or damaged file, unpaired grids, a label or attribute out of range.
+            EmptySplit: no row has that split.
+            MedgenError: a missing or damaged file, unpaired grids, a label or attribute out of range, no slice with foreground.
         """
         rows = self._rows(name)
-        if len(self.size) == 3:
-            return Patches(rows, self.size, anywhere=name == "train")
-        return Planes(rows)
+        return Patches(rows, self.size, anywhere=name == "train") if len(self.size) == 3 else Planes(rows)
 
     def facts(self) -> dict[str, Any]:
         """What the training split decides of a contract; see `Source.facts`."""
         rows = self._rows("train")
         spacings = [row.spacing for row in rows if row.spacing is not None]
+        native = tuple(round(float(s), 4) for s in np.median(spacings, 0)) if spacings else None
         return {
             "spatial_dims": len(self.size),
             "size": self.size,
@@ -121,30 +102,28 @@ class FileData:
             "attributes": dict(self.attributes),
             "intensity": {name: {**rule.describe(), "typical": _typical(rows, name)} for name, rule in self.maps.items()},
             "orientation": "RAS" if spacings else None,
-            "spacing": self.spacing or (tuple(round(float(s), 4) for s in np.median(spacings, 0)) if spacings else None),
-            "slice_axis": self.slice_axis if any(len(row.images[c]) > 1 for row in rows for c in row.images) or spacings else None,
+            "spacing": self.spacing or native,
+            "slice_axis": self.slice_axis if any(row.volumetric for row in rows) else None,
             "data": self._about(),
         }
 
     def prepare(self, row: Mapping[str, str]) -> Prepared:
-        """Read, check, orient, resample and map one row of the manifest."""
-        images = {name: self._read(row, name) for name in self.maps}
-        labels = {name: one_plane(read(self.manifest.file(row, name)), name) for name in self.labels}
-        check_pair({**images, **labels}, f"{self.manifest.path}: subject {row['subject']}")
-        for name, volume in labels.items():
-            check_labels(volume, name, self.labels[name])
+        """Read, check, orient, resample, map and cut one row of the manifest."""
+        images, labels = self._load(row)
         ranges = {name: self.maps[name].fit(volume.array) for name, volume in images.items()}
-        extra = {name: attribute(row, name, n, self.manifest.path) for name, n in self.attributes.items()}
-        extra["subject"] = row["subject"]
         images = {name: self._on_grid(volume) for name, volume in images.items()}
         labels = {name: self._on_grid(volume, labels=True) for name, volume in labels.items()}
         first = next(iter(images.values()))
-        mapped = {name: _mapped(self.maps[name], v.array[0], ranges[name]) for name, v in images.items()}
-        masks = {name: v.array[0].astype(np.int16) for name, v in labels.items()}
-        prepared = Prepared(mapped, masks, first.affine, ranges, first.spacing, extra)
-        if len(self.size) == 3:
-            return prepared
-        return self._sliced(prepared, first.array[0]) if first.array.ndim == 4 else self._picture(prepared)
+        prepared = Prepared(
+            images={name: self._mapped(name, volume, ranges[name]) for name, volume in images.items()},
+            labels={name: volume.array[0].astype(np.int16) for name, volume in labels.items()},
+            affines=first.affine,
+            ranges=ranges,
+            spacing=first.spacing,
+            volumetric=len(first.shape) == 3,
+            extra={"subject": row["subject"], **self._attributes(row)},
+        )
+        return self._cut(prepared, first)
 
     def _check(self) -> None:
         if len(self.size) not in (2, 3) or min(self.size) < 1:
@@ -152,134 +131,101 @@ class FileData:
         if not self.maps:
             raise MedgenError("channels: expected at least one, such as {t1: {name: mr_percentile}}")
         if self.spacing is not None and (len(self.spacing) != 3 or min(self.spacing) <= 0):
-            raise MedgenError(f"spacing: expected three numbers of mm or null, found {list(self.spacing)}")
+            raise MedgenError(f"spacing: expected three positive numbers of mm or null, found {list(self.spacing)}")
         if self.slice_axis not in (None, 0, 1, 2):
             raise MedgenError(f"slice_axis: expected 0 (sagittal), 1 (coronal) or 2 (axial), found {self.slice_axis}")
-        self.manifest.require([*(self._column(c)[0] for c in self.maps), *self.labels, *self.attributes])
+        names = [*self.maps, *self.labels, *self.attributes]
+        for name in names:
+            if names.count(name) > 1 or name in _RESERVED:
+                raise MedgenError(f"'{name}' has two roles; a name is one channel, one label map or one attribute, and none of {_RESERVED}")
+        self.manifest.require([*self._files(), *self.attributes])
 
-    def _rows(self, split: str) -> list[Prepared]:
-        if split not in self._prepared:
-            manifest = self.manifest.split(split)
-            manifest.require_files([*(self._column(c)[0] for c in self.maps), *self.labels])
-            rows = [self.prepare(row) for row in manifest.rows]
-            if len(self.size) == 2 and not any(len(next(iter(row.images.values()))) for row in rows):
-                raise MedgenError(
-                    f"{manifest.path}: split '{split}' has no slice with {self.options.min_foreground:.0%} foreground; lower min_foreground"
-                )
-            self._prepared[split] = rows
-        return self._prepared[split]
+    def _files(self) -> list[str]:
+        return [*dict.fromkeys(self._column(channel)[0] for channel in self.maps), *self.labels]
 
     def _column(self, channel: str) -> tuple[str, int | None]:
         """The manifest's column of a channel, and the plane of the picture it is (None: the only one)."""
-        for ending, plane in _PLANES.items():
+        for ending, plane in _COLOURS.items():
             column = channel.removesuffix(ending)
             if channel not in self.manifest.columns and column != channel and column in self.manifest.columns:
                 return column, plane
         return channel, None
 
-    def _read(self, row: Mapping[str, str], channel: str) -> Volume:
-        column, plane = self._column(channel)
-        return one_plane(read(self.manifest.file(row, column)), channel, plane)
+    def _rows(self, split: str) -> list[Prepared]:
+        if split not in self._prepared:
+            manifest = self.manifest.split(split)
+            manifest.require_files(self._files())
+            rows = [self.prepare(row) for row in manifest.rows]
+            if not any(row.shape[0] for row in rows):
+                found = f"no slice of split '{split}' has {self.options.min_foreground:.1%} of its voxels above the mean"
+                raise MedgenError(f"{manifest.path}: {found}; lower min_foreground")
+            self._prepared[split] = rows
+        return self._prepared[split]
+
+    def _load(self, row: Mapping[str, str]) -> tuple[dict[str, Volume], dict[str, Volume]]:
+        files = {column: read(self.manifest.file(row, column)) for column in self._files()}
+        columns = {channel: self._column(channel) for channel in self.maps}
+        images = {channel: one_plane(files[column], channel, plane) for channel, (column, plane) in columns.items()}
+        labels = {name: one_plane(files[name], name) for name in self.labels}
+        check_pair({**images, **labels}, f"{self.manifest.path}: subject {row['subject']}")
+        for name, volume in labels.items():
+            check_labels(volume, name, self.labels[name])
+        return images, labels
+
+    def _attributes(self, row: Mapping[str, str]) -> dict[str, int | float]:
+        return {name: attribute(row, name, classes, self.manifest.path) for name, classes in self.attributes.items()}
 
     def _on_grid(self, volume: Volume, labels: bool = False) -> Volume:
+        if len(volume.shape) == 2 and len(self.size) == 3:
+            raise MedgenError(f"{volume.meta['file']}: a picture of shape {volume.shape}, and size {list(self.size)} asks for volumes")
+        if len(volume.shape) == 3 and len(self.size) == 2 and self.slice_axis is None:
+            raise MedgenError(f"{volume.meta['file']}: a volume of shape {volume.shape}; set slice_axis (2 is axial) to cut slices")
+        if volume.affine is None and self.spacing is not None:
+            raise MedgenError(f"{volume.meta['file']}: has no geometry and cannot be brought to {list(self.spacing)} mm; set spacing: null")
         if volume.affine is None:
-            if self.spacing is not None:
-                raise MedgenError(
-                    f"{volume.meta['file']}: has no geometry, so it cannot be resampled to {list(self.spacing)} mm; set spacing: null"
-                )
             return volume
-        volume = reoriented(volume, "RAS")
-        if self.spacing is None:
-            return volume
-        return resampled(volume, [None if axis == self.slice_axis else s for axis, s in enumerate(self.spacing)], labels)
+        spacing = [None if axis == self.slice_axis else s for axis, s in enumerate(self.spacing or (None, None, None))]
+        return resampled(reoriented(volume, "RAS"), spacing, labels)
 
-    def _sliced(self, prepared: Prepared, stored: np.ndarray) -> Prepared:
-        """Slices along `slice_axis`, on the model's grid, without those that are empty."""
-        axis = self.slice_axis
-        cut, placement = self._planes(stored, -np.inf)
-        kept = np.flatnonzero((cut > stored.mean()).mean((1, 2)) >= self.options.min_foreground)
-        prepared.images = {k: self._planes(v, _background(self.maps[k], prepared.ranges[k]))[0][kept] for k, v in prepared.images.items()}
-        prepared.labels = {k: self._planes(v, 0)[0][kept] for k, v in prepared.labels.items()}
-        if prepared.affines is not None:
-            order = [i for i in range(3) if i != axis] + [axis, 3]
-            first = placement.moved(prepared.affines[:, order])
-            prepared.affines = np.stack([_shifted(first, i) for i in kept]) if len(kept) else np.empty((0, 4, 4))
-        return prepared
+    def _mapped(self, channel: str, volume: Volume, fit: dict[str, float]) -> np.ndarray:
+        return np.ascontiguousarray(self.maps[channel].forward(volume.array[0], **fit), np.float32)
+
+    def _cut(self, prepared: Prepared, stored: Volume) -> Prepared:
+        if len(self.size) == 3:
+            return prepared
+        return self._slices(prepared, stored.array[0]) if prepared.volumetric else self._picture(prepared)
+
+    def _slices(self, prepared: Prepared, stored: np.ndarray) -> Prepared:
+        """Slices across `slice_axis` on the model's grid, without those that are nearly empty in the first channel."""
+        planes, placement = self._planes(stored, -np.inf)
+        kept = np.flatnonzero((planes > stored.mean()).mean((1, 2)) >= self.options.min_foreground)
+        images = {name: self._planes(values, BACKGROUND)[0][kept] for name, values in prepared.images.items()}
+        labels = {name: self._planes(values, 0)[0][kept] for name, values in prepared.labels.items()}
+        affines = None if prepared.affines is None else _plane_affines(prepared.affines, placement, self.slice_axis, kept)
+        return replace(prepared, images=images, labels=labels, affines=affines)
 
     def _planes(self, array: np.ndarray, fill: float) -> tuple[np.ndarray, Placement]:
         return fitted(np.moveaxis(array, self.slice_axis, 0), self.size, fill)
 
     def _picture(self, prepared: Prepared) -> Prepared:
-        def on_size(array: np.ndarray, fill: float, labels: bool) -> np.ndarray:
-            return resized(array[None], self.size, labels) if self.options.resize else fitted(array[None], self.size, fill)[0]
+        images = {name: self._sized(values[None], BACKGROUND) for name, values in prepared.images.items()}
+        labels = {name: self._sized(values[None], 0, labels=True) for name, values in prepared.labels.items()}
+        return replace(prepared, images=images, labels=labels)
 
-        prepared.images = {k: on_size(v, _background(self.maps[k], prepared.ranges[k]), False) for k, v in prepared.images.items()}
-        prepared.labels = {k: on_size(v, 0, True) for k, v in prepared.labels.items()}
-        return prepared
+    def _sized(self, array: np.ndarray, fill: float, labels: bool = False) -> np.ndarray:
+        return resized(array, self.size, labels) if self.options.resize else fitted(array, self.size, fill)[0]
 
     def _about(self) -> dict[str, Any]:
         known = {"name": self.manifest.path.resolve().parent.name, "licence": "unknown", "attribution": "unknown"}
         return {**known, **self.options.about, "subjects": len(self.manifest.split("train").subjects)}
 
 
-class Planes:
-    """Cases that are planes of prepared rows."""
-
-    def __init__(self, rows: list[Prepared]):
-        self.rows = rows
-        counts = [len(next(iter(row.images.values()))) for row in rows]
-        self.table = np.array([(r, plane) for r, count in enumerate(counts) for plane in range(count)])
-
-    def __len__(self) -> int:
-        return len(self.table)
-
-    def case(self, index: int, rng: np.random.Generator) -> Case:
-        r, plane = self.table[index]
-        row = self.rows[r]
-        arrays = {name: values[plane][None] for name, values in row.images.items()}
-        masks = {name: values[plane][None].astype(np.int64) for name, values in row.labels.items()}
-        place = {} if row.affines is None else {"affine": row.affines[plane].astype(np.float32)}
-        return {**arrays, **masks, **place, **row.extra}
-
-
-class Patches:
-    """Cases that are one patch of each prepared volume: anywhere in it, or in its centre."""
-
-    def __init__(self, rows: list[Prepared], size: tuple[int, ...], anywhere: bool):
-        self.rows, self.size, self.anywhere = rows, size, anywhere
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def case(self, index: int, rng: np.random.Generator) -> Case:
-        row = self.rows[index]
-        window = self._window(next(iter(row.images.values())).shape, rng)
-        arrays = {name: window.apply(values, -1.0)[None] for name, values in row.images.items()}
-        masks = {name: window.apply(values, 0)[None].astype(np.int64) for name, values in row.labels.items()}
-        place = {} if row.affines is None else {"affine": window.moved(row.affines, first=0).astype(np.float32)}
-        return {**arrays, **masks, **place, **row.extra}
-
-    def _window(self, shape: tuple[int, ...], rng: np.random.Generator) -> Placement:
-        centred = Placement.centred(shape, self.size)
-        if not self.anywhere:
-            return centred
-        room = [n - m for n, m in zip(shape, self.size, strict=True)]
-        start = tuple(int(rng.integers(0, r + 1)) if r > 0 else s for r, s in zip(room, centred.start, strict=True))
-        return Placement(centred.shape, centred.axes, start, centred.size)
-
-
-def _mapped(rule: IntensityMap, values: np.ndarray, fitted_range: dict[str, float]) -> np.ndarray:
-    return np.ascontiguousarray(rule.forward(values, **fitted_range), np.float32)
-
-
-def _background(rule: IntensityMap, fitted_range: dict[str, float]) -> float:
-    return float(rule.forward(fitted_range["low"], **fitted_range))
-
-
-def _shifted(affine: np.ndarray, index: int) -> np.ndarray:
-    moved = affine.copy()
-    moved[:3, 3] += index * affine[:3, 2]
-    return moved
+def _plane_affines(affine: np.ndarray, placement: Placement, axis: int, kept: np.ndarray) -> np.ndarray:
+    """(planes, 4, 4): the plane's two axes first, then the one that was cut, at the plane's place."""
+    first = placement.moved(affine[:, [i for i in range(3) if i != axis] + [axis, 3]])
+    affines = np.repeat(first[None], len(kept), 0)
+    affines[:, :3, 3] += kept[:, None] * first[:3, 2]
+    return affines
 
 
 def _typical(rows: list[Prepared], channel: str) -> dict[str, float]:

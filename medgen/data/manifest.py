@@ -42,10 +42,13 @@ class Manifest:
         path = Path(path)
         if not path.is_file():
             raise MedgenError(f"{path}: no such manifest; expected a CSV with a column 'subject' and one column per image")
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            lines = csv.reader(file)
-            columns = tuple(cell.strip() for cell in next(lines, ()))
-            rows = tuple(_row(path, columns, number, cells) for number, cells in enumerate(lines, 2) if any(cells))
+        try:
+            with path.open(newline="", encoding="utf-8-sig") as file:
+                header, *lines = list(csv.reader(file)) or [[]]
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise MedgenError(f"{path}: not a CSV in UTF-8 ({error}); export it again as 'CSV UTF-8'") from error
+        columns = tuple(cell.strip() for cell in header)
+        rows = tuple(_row(path, columns, number, cells) for number, cells in enumerate(lines, 2) if any(cells))
         manifest = Manifest(path, columns, rows)
         manifest._check()
         return manifest
@@ -101,6 +104,8 @@ class Manifest:
     def _check(self) -> None:
         if "subject" not in self.columns:
             raise MedgenError(f"{self.path}: a manifest needs a column 'subject'; found {', '.join(self.columns) or 'no columns'}")
+        if len(set(self.columns)) < len(self.columns):
+            raise MedgenError(f"{self.path}: a column appears twice: {', '.join(self.columns)}")
         if not self.rows:
             raise MedgenError(f"{self.path}: a manifest without rows; expected one row per subject")
         seen: set[tuple[str, ...]] = set()

@@ -65,19 +65,22 @@ def _read_png(path: Path) -> Volume:
     from PIL import Image
 
     try:
-        with Image.open(path) as image:
-            mode, array = image.mode, np.asarray(image.convert("RGBA") if image.mode in ("P", "PA", "LA") else image)
+        with Image.open(path, formats=("PNG",)) as image:
+            grey = image.mode == "LA"
+            array = np.asarray(image.convert("RGBA") if image.mode in ("P", "PA", "LA") else image)
     except (OSError, SyntaxError, ValueError) as error:
         raise MedgenError(f"{path}: a damaged or truncated PNG ({_first_line(error)}); copy or export it again") from error
-    depth = path.read_bytes()[24]
-    if array.ndim == 3 and depth == 16:
+    if array.ndim == 3 and _bit_depth(path) == 16:
         raise MedgenError(f"{path}: 16-bit colour would be cut to 8 bits; save 8-bit colour, 16-bit grey, or .npy")
     planes = array[None] if array.ndim == 2 else np.moveaxis(array, -1, 0)
     if len(planes) == 4:
-        planes = _opaque(path, planes)
-    if mode in ("LA", "P", "PA") and (planes[0] == planes[1]).all() and (planes[0] == planes[2]).all():
-        planes = planes[:1]
+        planes = _opaque(path, planes)[: 1 if grey else 3]
     return Volume(np.ascontiguousarray(planes, np.float32), meta={"file": str(path)})
+
+
+def _bit_depth(path: Path) -> int:
+    with path.open("rb") as file:
+        return file.read(25)[24]
 
 
 def _opaque(path: Path, planes: np.ndarray) -> np.ndarray:
