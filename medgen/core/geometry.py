@@ -137,9 +137,8 @@ def fitted(array: np.ndarray, size: Sequence[int], fill: float, axes: Sequence[i
 
 def _geometry(volume: Volume) -> np.ndarray:
     if volume.affine is None or len(volume.shape) != 3:
-        raise MedgenError(
-            f"expected a volume with three axes and an affine, found shape {volume.shape}; images without geometry have no millimetres"
-        )
+        found = f"shape {volume.shape} {'without' if volume.affine is None else 'with'} affine"
+        raise MedgenError(f"expected a volume with three axes and an affine, found {found}; only such an image has millimetres")
     return np.asarray(volume.affine, np.float64)
 
 
