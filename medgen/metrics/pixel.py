@@ -15,7 +15,7 @@ from torch import Tensor
 from medgen.core.errors import MedgenError
 
 RADIUS, SIGMA = 5, 1.5  # the 11-tap Gaussian window of Wang et al. 2004
-SLAB, BLOCK = 16, 32  # planes held at once; columns per dense block of a banded product
+SLAB, BLOCK, LAST_BLOCK = 16, 64, 16  # planes held at once; outputs per dense block of a banded product (fewer on the last axis)
 
 
 def psnr(x: Tensor, target: Tensor, data_range: float | None = None, mask: Tensor | None = None) -> Tensor:
@@ -80,7 +80,7 @@ def check_pair(x: Tensor, target: Tensor, data_range: float | None, mask: Tensor
     """
     if x.shape != target.shape or target.ndim < 3:
         raise MedgenError(f"the images have shapes {tuple(x.shape)} and {tuple(target.shape)}; a pair must share one (B, C, *S)")
-    if not bool(torch.isfinite(x).all() & torch.isfinite(target).all()):
+    if not all(bool(torch.isfinite(end)) for image in (x, target) for end in image.detach().aminmax()):
         raise MedgenError("an image holds NaN or infinite values; repair it before scoring")
     if mask is not None:
         _check_mask(mask, target)
@@ -98,7 +98,7 @@ def check_range(target: Tensor, data_range: float | None) -> float:
         raise MedgenError(f"data_range is 1 but the target goes down to {low:.3g}: in [-1, 1] units the range is 2.0")
     if high - low > 1.5 * data_range:
         raise MedgenError(f"data_range is {data_range:g} but the target spans {low:.4g} to {high:.4g}: state the range of its units")
-    spread = float(values.max() - values.min())
+    spread = float(torch.diff(torch.stack(values.aminmax())))
     if 0 < spread < 0.01 * data_range:
         raise MedgenError(f"data_range is {data_range:g} but the target spans only {spread:.3g}: state the range of its units")
     return float(data_range)
@@ -132,7 +132,7 @@ def _ssim_of(x: Tensor, target: Tensor, peak: float, mask: Tensor) -> Tensor:
     total = torch.zeros((), dtype=torch.float64, device=target.device)
     for a, b in zip(x, target, strict=True):
         for rows, part in _similarity(a, b, peak):
-            total += (part * mask[0, rows]).sum(dtype=torch.float64)
+            total += part.mul_(mask[0, rows].to(part.dtype)).sum()  # a pairwise sum; slabs are added in float64
     return total / (mask.sum() * len(target))
 
 
@@ -187,7 +187,7 @@ def _along(values: Tensor, matrix: Tensor, axis: int) -> Tensor:
     size = values.shape[axis]
     if axis == values.ndim - 1:
         flat, flat_out = values.view(-1, size), out.view(-1, size)
-        for start, stop, low, high in _bands(size, BLOCK // 2):
+        for start, stop, low, high in _bands(size, LAST_BLOCK):
             torch.mm(flat[:, low:high], matrix[start:stop, low:high].T, out=flat_out[:, start:stop])
         return out
     inner = values.flatten(axis + 1).flatten(0, axis - 1)

@@ -1,0 +1,22 @@
+"""The one number that a validation reports, as a value that a task carries."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from medgen.metrics.pixel import psnr
+
+
+@dataclass(frozen=True)
+class PSNR:
+    """Mean peak signal-to-noise ratio in dB of paired images, over cases."""
+
+    data_range: float = 2.0
+    name: ClassVar[str] = "psnr"
+    best: ClassVar[str] = "max"
+
+    def __call__(self, made: Tensor, real: Tensor) -> float:
+        return float(psnr(made, real, self.data_range).mean())
