@@ -1,0 +1,98 @@
+"""Where the configuration files are, what they offer, and how a mistyped name is answered. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from medgen.core.errors import MedgenError, nearest
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def config_dir() -> Path:
+    """`configs/` inside the installed wheel, or beside the package in a checkout."""
+    installed = _PACKAGE / "configs"
+    return installed if installed.is_dir() else _PACKAGE.parent / "configs"
+
+
+def groups() -> dict[str, dict[str, str]]:
+    """group -> choice -> its one-line description."""
+    found: dict[str, dict[str, str]] = {}
+    for path in sorted(config_dir().glob("*/*.yaml")):
+        found.setdefault(path.parent.name, {})[path.stem] = describe(path)
+    return found
+
+
+def describe(path: Path) -> str:
+    """The first comment of a configuration file that is not a directive."""
+    comments = (line[1:].strip() for line in path.read_text().splitlines() if line.startswith("#"))
+    return next((c for c in comments if not c.startswith("@package")), "")
+
+
+def compose(overrides: Sequence[str]) -> Any:
+    """The resolved configuration for a list of Hydra overrides.
+
+    Raises:
+        MedgenError: an unknown group, choice or key, with the nearest valid name.
+    """
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+
+    register_resolvers()
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(config_dir()), version_base="1.3"):
+            return hydra_compose("train", overrides=list(overrides))
+    except HydraException as error:
+        raise MedgenError(explain(error, overrides)) from error
+
+
+def register_resolvers() -> None:
+    """Sizes that follow from a task: how many channels, how wide a one-hot vector."""
+    from omegaconf import OmegaConf
+
+    OmegaConf.register_new_resolver("count", lambda names: len(names), replace=True)
+    OmegaConf.register_new_resolver("width", lambda classes: sum(max(1, c) for c in classes.values()), replace=True)
+    OmegaConf.register_new_resolver("join", lambda *lists: list(dict.fromkeys(n for names in lists for n in names)), replace=True)
+
+
+def explain(error: Exception, overrides: Sequence[str]) -> str:
+    """Hydra's error as one sentence with the nearest valid name."""
+    text = f"{error} {error.__cause__ or ''}"
+    choice = re.search(r"Could not find '([^'/]+)/([^']+)'", text)
+    if choice:
+        group, name = choice.groups()
+        return f"no {group} '{name}'; {nearest(name, groups().get(group, {}))}"
+    for override in overrides:
+        key = override.lstrip("+~").split("=")[0]
+        if f"Could not override '{key}'" in text or f"Key '{key.split('.')[-1]}'" in text:
+            return f"no key '{key}'; {nearest(key, valid_keys(key))}"
+    return str(error).splitlines()[0]
+
+
+def valid_keys(key: str) -> list[str]:
+    """The names that may stand where `key` stands: its siblings, or the top-level keys and groups."""
+    config = compose([])
+    node, _, _ = key.rpartition(".")
+    from omegaconf import DictConfig, OmegaConf
+
+    parent = OmegaConf.select(config, node) if node else config
+    if not isinstance(parent, DictConfig):
+        return [k for k in leaves(config) if k.count(".") == key.count(".")]
+    names = [f"{node}.{k}" if node else str(k) for k in parent]
+    return names if node else sorted({*names, *groups()})
+
+
+def leaves(config: Any, prefix: str = "") -> Iterator[str]:
+    """Dotted names of everything in a configuration."""
+    for key in config:
+        name = f"{prefix}{key}"
+        yield name
+        value = config._get_node(key)
+        if hasattr(value, "keys") and not value._is_none() and not value._is_interpolation():
+            yield from leaves(value, f"{name}.")

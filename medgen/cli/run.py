@@ -1,0 +1,152 @@
+"""One training run from a resolved configuration: assemble, fit, leave a checkpoint."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+
+from medgen.checkpoint import build, save
+from medgen.core.contract import Contract
+from medgen.core.errors import MedgenError
+from medgen.core.task import Task
+from medgen.training.callbacks import GracefulStop, Log, ProgressBar, SampleGrid
+from medgen.training.ema import EMA
+from medgen.training.fit import Fit
+from medgen.training.loggers import CSVLog
+from medgen.training.state import Checkpoints, Resume, read_training_state
+
+Config = Mapping[str, Any]
+
+
+def new_run(config: Config, folder: Path) -> int:
+    """Train from the start in `folder`; returns the process's exit status."""
+    print(f"run folder: {folder}", flush=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    if (folder / "config.yaml").exists():
+        raise MedgenError(f"{folder} holds a run already; choose another run=... or continue it with resume={folder}")
+    OmegaConf.save(OmegaConf.create(dict(config)), folder / "config.yaml")
+    return train(config, folder, None)
+
+
+def resume_run(folder: Path, overrides: Sequence[str]) -> int:
+    """Continue the run in `folder` exactly where its last checkpoint was written."""
+    if not (folder / "config.yaml").is_file():
+        raise MedgenError(f"{folder} is not a run folder: it has no config.yaml")
+    config = OmegaConf.load(folder / "config.yaml")
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if OmegaConf.select(config, key, throw_on_missing=False) is None:
+            raise MedgenError(f"{key} is not a key of this run's configuration; a resumed run takes changes of existing values such as training.steps=4000")
+        OmegaConf.update(config, key, OmegaConf.create(f"v: {value}").v)
+    print(f"run folder: {folder}", flush=True)
+    return train(OmegaConf.to_container(config), folder, read_training_state(folder / "checkpoints"))
+
+
+def train(config: Config, folder: Path, state: Mapping[str, Any] | None) -> int:
+    """Assemble the run of `config`, fit from `state`, and print the run line."""
+    _quiet()
+    settings = config["training"]
+    _check(settings)
+    torch.manual_seed(config["seed"])
+    data = build(config["data"], trusted=True)
+    task: Task = build(config["task"], trusted=True)
+    model = build(config["model"], trusted=True)
+    if settings["channels_last"]:
+        to_channels_last(model)
+    optimizer, ema = build(settings["optimizer"], trusted=True), build(settings["ema"], trusted=True)
+    fit = Fit(model, task, optimizer, settings["steps"], settings["accumulate"], settings["clip"], config["seed"])
+    recipe = {"model": config["model"], "task": config["task"]}
+    contract = contract_of(task, data.facts())
+
+    def export(target: Path, weights: Mapping[str, Tensor]) -> None:
+        save(target, weights, recipe, contract)
+
+    checkpoints = Checkpoints(folder / "checkpoints", export, ema, settings["save_every"])
+    if state is not None:
+        checkpoints.restore(state, fit)
+    data.resume(fit.step, settings["steps"], settings["validate_every"])
+    trainer = _trainer(config, folder, fit, ema, checkpoints, state)
+    trainer.fit(fit, datamodule=data)
+    return _finish(fit, folder)
+
+
+def contract_of(task: Task, facts: Config) -> Contract:
+    """The contract of a new model: what the task asks for and what the data are."""
+    missing = [c for c in (*task.target, *task.source) if c not in facts["intensity"]]
+    if missing:
+        raise MedgenError(f"the task needs channel '{missing[0]}', the data offer {', '.join(facts['intensity'])}; set data.source.channels or the task's")
+    for kind in ("attributes", "labels"):
+        for name, classes in getattr(task, kind).items():
+            offered = facts.get(kind, {})
+            if name not in offered:
+                raise MedgenError(f"the task needs {kind[:-1]} '{name}', the data offer {', '.join(offered) or 'none'}; set data.source.{kind}")
+            if offered[name] != classes:
+                raise MedgenError(f"task.{kind}.{name} says {classes} classes, the data have {offered[name]}; make them equal")
+    intensity = {c: facts["intensity"][c] for c in (*task.target, *task.source)}
+    own = {"target": task.target, "source": task.source, "labels": task.labels, "attributes": task.attributes, "intensity": intensity}
+    return Contract.from_dict({**facts, **own})
+
+
+def to_channels_last(model: nn.Module) -> None:
+    """Convolution weights in channels-last memory, which activations then follow."""
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    for parameter in model.parameters():
+        if parameter.ndim in formats:
+            parameter.data = parameter.data.to(memory_format=formats[parameter.ndim])
+
+
+def _trainer(config: Config, folder: Path, fit: Fit, ema: EMA | None, checkpoints: Checkpoints, state: Config | None) -> L.Trainer:
+    settings = config["training"]
+    csv = CSVLog(folder)
+    csv.rewind(fit.step)
+    extra = [build(config["logger"], trusted=True)] if "_target_" in (config["logger"] or {}) else []
+    callbacks = [ema, GracefulStop(), Log(settings["log_every"]), SampleGrid(folder / "samples"), checkpoints, ProgressBar()]
+    if state is not None:
+        callbacks.append(Resume(state, ema))
+    interval = settings["validate_every"]
+    return L.Trainer(
+        max_epochs=max(-(-settings["steps"] // interval) - fit.step // interval, 0) or 1,
+        accelerator=settings["accelerator"],
+        devices=settings["devices"],
+        precision=settings["precision"],
+        callbacks=[c for c in callbacks if c is not None],
+        logger=[csv, *extra],
+        limit_val_batches=settings["validate_batches"],
+        num_sanity_val_steps=0,
+        inference_mode=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        log_every_n_steps=settings["log_every"],
+        default_root_dir=str(folder),
+    )
+
+
+def _check(settings: Config) -> None:
+    """Intervals must close accumulation windows, or a resumed run could not repeat them."""
+    for key in ("steps", "validate_every", "save_every"):
+        if settings[key] < 1 or settings[key] % settings["accumulate"]:
+            raise MedgenError(f"training.{key}={settings[key]} must be a positive multiple of training.accumulate={settings['accumulate']}")
+
+
+def _finish(fit: Fit, folder: Path) -> int:
+    if fit.step < fit.steps:
+        print(f"stopped at step {fit.step} of {fit.steps}; saved. Continue with: python train.py resume={folder}")
+        return 130
+    print(f"run: {folder}", flush=True)
+    return 0
+
+
+def _quiet() -> None:
+    """Lightning's advice is for people who write their own loops."""
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)

@@ -1,0 +1,89 @@
+"""`python train.py` and `medgen train`: compose, check, train, say where the result is."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from medgen.cli.configs import compose, config_dir, groups, register_resolvers
+from medgen.core.errors import MedgenError
+
+USAGE = """\
+usage: train.py [group=choice ...] [key=value ...] [--multirun]
+       train.py resume=<run folder> [training.steps=N]
+
+Trains a model and writes runs/<name>/<date>: configuration, metrics.csv, samples/, checkpoints/last and checkpoints/best.
+
+  train.py                                       the default: a diffusion model of phantom brains
+  train.py experiment=phantom_translation        one of the experiments below
+  train.py model=gan training.steps=500          other choices and values
+  train.py --multirun seed=0,1,2                 a sweep
+  train.py --cfg job [...]                       print the composed configuration and stop
+
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry of `train.py`; exits with status 2 and one sentence on bad input, 130 after Ctrl-C."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if {"-h", "--help"} & set(arguments):
+        print(help_text())
+        return
+    try:
+        status = _dispatch(arguments)
+    except MedgenError as error:
+        print(f"error: {error}", file=sys.stderr)
+        status = 2
+    if status:
+        sys.exit(status)
+
+
+def help_text() -> str:
+    """Usage and every group's choices with a line each."""
+    lines = [USAGE]
+    for group, choices in groups().items():
+        width = max(map(len, choices))
+        lines += [f"{group}=", *(f"  {name:<{width}}  {text}" for name, text in choices.items()), ""]
+    return "\n".join(lines)
+
+
+def _dispatch(arguments: list[str]) -> int:
+    from medgen.cli.run import resume_run
+
+    resume = [a for a in arguments if a.startswith("resume=")]
+    if resume:
+        others = [a for a in arguments if a not in resume]
+        return resume_run(Path(resume[0].removeprefix("resume=")), others)
+    flags = [a for a in arguments if a.startswith("-")]
+    if not flags:
+        compose(arguments)  # answers mistakes before Hydra does
+    return _hydra_main(arguments)
+
+
+def _hydra_main(arguments: list[str]) -> int:
+    """Hydra proper: job folders, `--multirun`, launchers, `--cfg`."""
+    import hydra
+    from omegaconf import OmegaConf
+
+    from medgen.cli.run import new_run
+
+    register_resolvers()
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    statuses: list[int] = []
+
+    def job(config: Any) -> None:
+        from hydra.core.hydra_config import HydraConfig
+
+        folder = Path(HydraConfig.get().runtime.output_dir)
+        config.run = str(folder)
+        statuses.append(new_run(OmegaConf.to_container(config, resolve=True), folder))
+
+    before, sys.argv = sys.argv, [sys.argv[0], *arguments]
+    try:
+        hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="train")(job)()
+    finally:
+        sys.argv = before
+    return max(statuses, default=0)
