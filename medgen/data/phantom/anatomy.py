@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from itertools import product
 
 import numpy as np
 
 from medgen.core.random import generator
 from medgen.data.phantom import head
-from medgen.data.phantom.shapes import Array, Points, Waves, beyond, cover, cover_sheet, draw_waves, ellipsoid, smooth_max, smooth_min, tube
+from medgen.data.phantom.shapes import Array, Points, Waves, beyond, cover, cover_sheet, draw_waves, ellipsoid, smooth_max, smooth_min
 
-TISSUES = ("air", "soft", "fat", "bone", "marrow", "csf", "ventricle", "gm", "wm", "deep", "lesion")
-AIR, SOFT, FAT, BONE, MARROW, CSF, VENTRICLE, GM, WM, DEEP, LESION = range(len(TISSUES))
+TISSUES = ("air", "soft", "fat", "bone", "marrow", "csf", "gm", "wm", "deep", "lesion")
+AIR, SOFT, FAT, BONE, MARROW, CSF, GM, WM, DEEP, LESION = range(len(TISSUES))
 FOV = 224.0
 CENTRE = (0.0, -17.0, 8.0)
-_CHUNK = 1 << 17
+_CHUNK = 1 << 13
 _POPULATION = 20011
 
 
@@ -57,12 +58,14 @@ class Grid:
     def axis(self, i: int) -> Array:
         return (self.origin[i] + np.arange(self.shape[i]) * self.spacing[i]).astype(np.float32)
 
-    def slabs(self) -> Iterator[Grid]:
-        """The same grid in pieces along x that fit the processor's cache."""
-        step = max(1, _CHUNK // (self.shape[1] * self.shape[2]))
-        for start in range(0, self.shape[0], step):
-            origin = (self.origin[0] + start * self.spacing[0], *self.origin[1:])
-            yield replace(self, shape=(min(step, self.shape[0] - start), *self.shape[1:]), origin=origin)
+    def pieces(self) -> Iterator[tuple[tuple[slice, ...], Grid]]:
+        """The same grid in flat blocks that fit the processor's cache, each with its place."""
+        nx, ny, nz = self.shape
+        across, deep = max(1, _CHUNK // ny), max(1, _CHUNK // (nx * ny))
+        for i, k in product(range(0, nx, across), range(0, nz, deep)):
+            place = (slice(i, i + across), slice(None), slice(k, k + deep))
+            origin = (self.origin[0] + i * self.spacing[0], self.origin[1], self.origin[2] + k * self.spacing[2])
+            yield place, replace(self, shape=(min(across, nx - i), ny, min(deep, nz - k)), origin=origin)
 
     def points(self) -> Points:
         """World coordinates of all voxels, three arrays (N,) in C order."""
@@ -79,6 +82,7 @@ class Traits:
         ventricle: growth of the ventricles' radii. sulcus: half width of a sulcus. cortex: thickness of the cortex.
         gap: CSF between brain and skull. bone, scalp: thickness.
         warp: smooth displacement field (N, 3). sway: how the fissure between the hemispheres bends.
+        crinkle: small displacement (N, 3) that makes the sulci wind.
         folds, shift: the field whose zero level the sulci follow, and how its phases differ between left and right (M,).
         depth: field that varies the depth of the sulci. wobble: field that bends the leaves of the cerebellum.
         blobs: lesion as ellipsoids, centre and radii in standard space (L, 6); empty without one. rough: their outline.
@@ -95,6 +99,7 @@ class Traits:
     scalp: float
     warp: Waves
     sway: Waves
+    crinkle: Waves
     folds: Waves
     shift: Array
     depth: Waves
@@ -123,9 +128,10 @@ class Brain:
 
     def stack(self, grid: Grid) -> Array:
         """The fractions as one array (tissues, *shape), in the order of TISSUES."""
-        voxel = float(np.mean(grid.spacing))
-        parts = [_paint(self.traits, part.points(), voxel).reshape(-1, *part.shape) for part in grid.slabs()]
-        return parts[0] if len(parts) == 1 else np.concatenate(parts, 1)
+        voxel, out = float(np.mean(grid.spacing)), np.empty((len(TISSUES), *grid.shape), np.float32)
+        for place, part in grid.pieces():
+            out[:, *place] = _paint(self.traits, part.points(), voxel).reshape(-1, *part.shape)
+        return out
 
     def labels(self, grid: Grid) -> Array:
         """The tissue that fills most of each voxel, as index into TISSUES, int64."""
@@ -135,6 +141,15 @@ class Brain:
         """Voxels of which the lesion fills more than half, bool."""
         return self.stack(grid)[LESION] > 0.5
 
+    def ventricles(self, grid: Grid) -> Array:
+        """Fraction of each voxel that the ventricles fill, float32; part of "csf" in `fractions`."""
+        t, voxel, out = self.traits, float(np.mean(grid.spacing)), np.empty(grid.shape, np.float32)
+        for place, part in grid.pieces():
+            depth = head.ventricles(_standard(t, part.points()), t.ventricle)
+            out[place] = cover(depth, voxel).reshape(part.shape)
+        return out
+
+    @cached_property
     def lesion_centre(self) -> Array | None:
         """World position (3,) of the largest part of the lesion, first order in the deformation."""
         if not self.has_lesion:
@@ -156,14 +171,15 @@ def draw_traits(seed: int, index: int) -> Traits:
         scale=np.clip(1 + 0.035 * normal() + 0.022 * normal(3), 0.9, 1.1).astype(np.float32),
         turn=_rotation(np.deg2rad(np.clip(normal(3), -2, 2) * (2.5, 1.5, 2.0))),
         move=(np.clip(normal(3), -2, 2) * (0.8, 1.5, 1.5)).astype(np.float32),
-        ventricle=float(np.clip(-1.0 + 3.6 * age + 0.7 * normal(), -1.4, 3.8)),
+        ventricle=float(np.clip(-0.6 + 3.2 * age + 0.7 * normal(), -1.2, 3.6)),
         sulcus=float(np.clip(0.40 + 0.65 * age + 0.08 * normal(), 0.3, 1.2)),
-        cortex=float(np.clip(2.85 - 0.5 * age + 0.12 * normal(), 2.2, 3.1)),
-        gap=float(2.0 + 2.4 * age + 0.3 * rng.random()),
+        cortex=float(np.clip(2.8 - 0.5 * age + 0.12 * normal(), 2.2, 3.1)),
+        gap=float(1.2 + 1.6 * age + 0.3 * rng.random()),
         bone=float(np.clip(6.3 + 0.8 * normal(), 4.5, 8.5)),
         scalp=float(np.clip(5.5 + 0.9 * normal(), 3.5, 8.0)),
-        warp=draw_waves(rng, 14, (60.0, 150.0), 2.2, channels=3),
+        warp=draw_waves(rng, 14, (75.0, 190.0), 1.6, channels=3),
         sway=draw_waves(rng, 6, (35.0, 80.0), 1.1),
+        crinkle=draw_waves(rng, 12, (16.0, 34.0), 1.7, channels=3),
         folds=folds,
         shift=shift,
         depth=draw_waves(rng, 10, (25.0, 60.0), 1.0),
@@ -175,7 +191,7 @@ def draw_traits(seed: int, index: int) -> Traits:
 
 @lru_cache(maxsize=1)
 def _population_folds() -> Waves:
-    return draw_waves(generator(_POPULATION), 40, (21.0, 31.0), 1.0)
+    return draw_waves(generator(_POPULATION), 40, (18.0, 27.0), 1.0)
 
 
 def _draw_folds(rng: np.random.Generator) -> tuple[Waves, Array]:
@@ -229,11 +245,12 @@ def _paint(t: Traits, world: Points, voxel: float) -> Array:
     p = _standard(t, world)
     out = np.zeros((len(TISSUES), len(p[0])), np.float32)
     out[AIR] = 1
-    near = np.flatnonzero(_head(t, p) > -voxel)
+    outer = _head(t, p)
+    near = np.flatnonzero(outer > -voxel)
     q = tuple(v[near] for v in p)
     part = out[:, near]
     hull = head.hull(q, t.gap)
-    _paint_shell(t, q, hull.inner, voxel, part)
+    _paint_shell(t, q, hull.inner, outer[near], voxel, part)
     inside = np.flatnonzero(hull.inner > -voxel)
     out[:, near] = part
     near = near[inside]
@@ -251,14 +268,12 @@ def _over(out: Array, tissue: int, alpha: Array) -> None:
 def _head(t: Traits, p: Points) -> Array:
     vault = ellipsoid(p, (0, -17, 10), np.add((71, 90, 72), t.bone + t.scalp + t.gap))
     face = ellipsoid(p, (0, 28, -62), (58, 62, 74))
-    neck = tube(p, ((0, -50, -50, 58.0), (0, -55, -160, 56.0)))
-    return smooth_max(smooth_max(vault, face, 20.0), neck, 30.0)
+    return smooth_max(smooth_max(vault, face, 20.0), head.NECK.depth(p), 30.0)
 
 
-def _paint_shell(t: Traits, p: Points, inner: Array, voxel: float, out: Array) -> None:
+def _paint_shell(t: Traits, p: Points, inner: Array, outer: Array, voxel: float, out: Array) -> None:
     """Scalp, skull, face and eyes."""
     a = np.abs(p[0])
-    outer = _head(t, p)
     _over(out, SOFT, cover(outer, voxel))
     _over(out, FAT, cover(np.minimum(outer - 1.6, 1.6 + 0.45 * t.scalp - outer), voxel))
     below = np.clip((-30.0 - p[2]) * 0.05, 0, 1)
@@ -282,31 +297,33 @@ def _cerebrum(t: Traits, p: Points, voxel: float, out: Array) -> Array:
     out[WM] += white
     out[GM] += brain - white
     _paint_cerebellum(t, p, hull, voxel, out)
-    _over(out, WM, cover(np.maximum(hull.stem, head.stem_white(p)), voxel) * cover(-4.0 - p[2], 8.0))
+    _over(out, WM, cover(np.maximum(hull.stem, head.stem_white(p)), voxel))
     _over(out, WM, cover(head.callosum(p), voxel))
     _over(out, DEEP, cover(head.nuclei(p, t.ventricle), voxel))
     pallidum = cover(head.pallidum(p), voxel)
     _over(out, DEEP, pallidum * 0.4)
     _over(out, WM, pallidum * 0.5)
-    _over(out, VENTRICLE, cover(head.ventricles(p, t.ventricle), voxel))
+    _over(out, CSF, cover(head.ventricles(p, t.ventricle), voxel))
     _paint_lesion(t, p, voxel, out)
     return white
 
 
 def _cortex(t: Traits, p: Points, hull: head.Hull, voxel: float) -> tuple[Array, Array]:
     """Fractions of cerebrum and of its white matter: the outline and all sulcal sheets, with and without the cortex on them."""
-    middle = head.fissure(p, t.sway(p))
+    sway = t.sway(p)
+    middle = head.fissure(p, sway)
     depth = smooth_min(hull.cerebrum, middle - 0.5 * t.sulcus, 3.0)
-    centre = ellipsoid(p, (0, -10, 7), (40, 46, 27))
-    reach = 13.0 + 4.5 * t.depth(p)
-    sheet = head.folds(p, t.folds, t.shift)
+    centre = ellipsoid(p, (0, -10, 7), (38, 44, 26))
+    reach = 17.0 + 6.0 * t.depth(p)
+    wound = t.crinkle(p)
+    sheet = head.folds(tuple(v + w for v, w in zip(p, wound.T, strict=True)), t.folds, t.shift)
     sulcus = beyond(sheet, depth - reach, centre)
-    depth = depth - 2.4 * np.exp(-0.16 * sulcus * sulcus)
-    width = t.sulcus * (0.55 + 0.75 * np.exp(-np.maximum(depth, 0) * 0.15))
+    depth = depth - 3.2 * np.exp(-0.14 * sulcus * sulcus)
+    width = t.sulcus * (0.5 + 1.2 * np.exp(-np.maximum(depth, 0) * 0.25))
     sheets = (
         (sulcus, width),
-        (middle, 0.5 + 0.6 * t.sulcus),
-        *zip(head.sylvian(p), (0.6 + 1.3 * t.sulcus, 0.5 + 0.9 * t.sulcus), strict=True),
+        (middle, 0.3 + 0.6 * t.sulcus),
+        *zip(head.sylvian(p, 2.0 * sway + wound[:, 2]), (0.4 + 1.1 * t.sulcus, 0.4 + 0.7 * t.sulcus), strict=True),
     )
     brain, white = cover(depth, voxel), cover(depth - t.cortex, voxel)
     for distance, half in sheets:
@@ -320,9 +337,9 @@ def _paint_cerebellum(t: Traits, p: Points, hull: head.Hull, voxel: float, out: 
     q = tuple(v[near] for v in p)
     depth = hull.cerebellum[near]
     leaf = head.folia(q, t.wobble(q))
-    sheet = beyond(leaf, depth - 9.0)
-    brain = cover(depth, voxel) * (1 - cover_sheet(sheet, 0.25 + 0.35 * t.sulcus, voxel))
-    white = np.maximum(cover(depth - 10.5, voxel), cover(depth - 2.0, voxel) * (1 - cover_sheet(sheet, 2.1, voxel)))
+    sheet = beyond(leaf, depth - 10.0)
+    brain = cover(depth, voxel) * (1 - cover_sheet(sheet, 0.15 + 0.3 * t.sulcus, voxel))
+    white = np.maximum(cover(depth - 12.5, voxel), cover(depth - 2.0, voxel) * (1 - cover_sheet(sheet, 1.7, voxel)))
     part = out[:, near] * (1 - brain)
     part[WM] += np.minimum(white, brain)
     part[GM] += brain - np.minimum(white, brain)

@@ -9,45 +9,28 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from medgen.data.phantom.shapes import Array, Points, Waves, beyond, ellipsoid, smooth_max, smooth_min, tube
+from medgen.data.phantom.shapes import Array, Points, Tube, Waves, beyond, ellipsoid, smooth_max, smooth_min
 
-LATERAL_VENTRICLE = (
-    (
-        (7.0, 31.0, 5.0, 1.8),
-        (9.0, 22.0, 9.0, 4.0),
-        (9.5, 8.0, 16.0, 4.6),
-        (9.5, -10.0, 21.0, 4.2),
-        (13.0, -28.0, 20.0, 4.6),
-        (22.0, -41.0, 11.0, 6.0),
-    ),
-    ((22.0, -41.0, 11.0, 6.0), (26.0, -56.0, 6.0, 3.4), (25.0, -76.0, 4.0, 0.8)),
-    ((22.0, -41.0, 11.0, 6.0), (31.0, -38.0, -2.0, 2.6), (35.0, -22.0, -13.0, 1.8), (30.0, -8.0, -19.0, 1.6)),
+HORN = Tube(
+    ((16, 32, 5, 1.6), (11.5, 23, 9, 4.4), (7.5, 8, 16, 5), (7.5, -8, 20.5, 4.8), (12, -25, 19.5, 5), (22, -39, 11, 6.6)), (0.85, 1, 1.15)
 )
-CAUDATE = ((10.0, 20.0, 0.0, 5.0), (14.0, 12.0, 8.0, 5.6), (17.0, -4.0, 18.0, 3.4), (20.0, -24.0, 20.0, 2.2), (27.0, -38.0, 10.0, 1.4))
-PUTAMEN = ((20.0, 13.0, -3.0, 5.0), (25.0, 4.0, 1.0, 6.4), (29.0, -8.0, 3.0, 5.2), (31.0, -17.0, 3.0, 2.6))
-PALLIDUM = ((15.5, 3.0, -2.0, 3.4), (20.0, -5.0, 0.0, 5.0), (24.0, -13.0, 1.0, 2.4))
-THALAMUS = ((6.5, -7.0, 6.0, 5.0), (11.0, -18.0, 8.0, 8.0), (16.0, -27.0, 6.0, 6.4))
-HIPPOCAMPUS = ((23.0, -8.0, -20.0, 5.4), (28.0, -18.0, -16.0, 4.2), (29.0, -30.0, -8.0, 3.4), (23.0, -38.0, 0.0, 2.6))
-CALLOSUM = (
-    (0.0, 21.0, -5.0, 1.4),
-    (0.0, 28.0, 3.0, 4.2),
-    (0.0, 20.0, 16.0, 4.0),
-    (0.0, 4.0, 24.0, 3.2),
-    (0.0, -16.0, 26.0, 2.8),
-    (0.0, -31.0, 21.0, 3.2),
-    (0.0, -39.0, 14.0, 4.6),
+OCCIPITAL = Tube(((22, -39, 11, 6.6), (26, -54, 6, 4), (23, -76, 4, 0.8)), (0.8, 1, 1.2))
+TEMPORAL = Tube(((22, -39, 11, 6.6), (31, -38, -2, 3), (35, -22, -13, 2), (30, -8, -19, 1.8)))
+CAUDATE = Tube(((12, 20, -3, 5.5), (15.5, 14, 7, 7), (17.5, -2, 18, 4.4), (21, -22, 20, 2.8), (29, -38, 10, 1.6)), (0.8, 1.1, 1.1))
+PUTAMEN = Tube(((20, 15, -3, 6), (25, 5, 2, 8.2), (29, -8, 4, 7), (32, -18, 4, 3.4)), (0.7, 1, 1.35))
+PALLIDUM = Tube(((15.5, 4, -2, 4), (19.5, -5, 0, 6), (23, -13, 1, 3)), (0.75, 1, 1.3))
+THALAMUS = Tube(((7, -6, 6, 5.5), (11, -17, 7, 9.6), (16, -26, 6, 8)), (0.9, 1, 1))
+HIPPOCAMPUS = Tube(((23, -8, -20, 5.4), (28, -18, -16, 4.2), (29, -30, -8, 3.4), (23, -38, 0, 2.6)))
+CALLOSUM = Tube(
+    ((0, 21, -5, 1.4), (0, 28, 3, 4.2), (0, 20, 16, 4), (0, 4, 24, 3.2), (0, -16, 26, 2.8), (0, -31, 21, 3.2), (0, -39, 14, 4.6))
 )
-STEM = (
-    (0.0, -17.0, -2.0, 11.0),
-    (0.0, -23.0, -14.0, 12.0),
-    (0.0, -25.0, -29.0, 13.5),
-    (0.0, -31.0, -43.0, 10.0),
-    (0.0, -40.0, -60.0, 6.6),
-    (0.0, -45.0, -120.0, 5.6),
+STEM = Tube(
+    ((0, -17, -2, 11), (0, -23, -14, 12), (0, -25, -29, 13.5), (0, -31, -43, 10), (0, -40, -60, 6.6), (0, -45, -120, 5.6)), (1.15, 1, 1)
 )
-PEDUNCLE = ((11.0, -30.0, -30.0, 7.0), (22.0, -48.0, -36.0, 6.0))
-FOURTH = ((0.0, -36.0, -22.0, 1.2), (0.0, -41.0, -32.0, 4.0), (0.0, -47.0, -44.0, 2.0))
-AQUEDUCT = ((0.0, -26.0, 2.0, 1.2), (0.0, -31.0, -8.0, 0.9), (0.0, -36.0, -22.0, 1.2))
+PEDUNCLE = Tube(((11, -30, -30, 7), (22, -48, -36, 6)))
+FOURTH = Tube(((0, -36, -22, 1.2), (0, -41, -32, 4), (0, -47, -44, 2)), (1.5, 0.9, 1))
+AQUEDUCT = Tube(((0, -26, 2, 1.2), (0, -31, -8, 0.9), (0, -36, -22, 1.2)))
+NECK = Tube(((0, -50, -50, 58), (0, -55, -160, 56)))
 
 
 @dataclass(frozen=True)
@@ -70,19 +53,19 @@ def hull(p: Points, gap: float) -> Hull:
     x, y, z = p
     a = np.abs(x)
     cerebellum = _cerebellum(a, y, z)
-    stem = tube((x, y, z), STEM, flat=(1.15, 1.0, 1.0))
+    stem = STEM.depth(p)
     whole = _cerebrum(a, y, z)
-    inner = smooth_max(smooth_max(whole, cerebellum, 24.0), stem - 2.0, 24.0) + gap
-    cistern = smooth_max(ellipsoid(p, (0, -1, -27), (24, 17, 19)), ellipsoid(p, (0, -41, 1), (9, 8, 8)), 3.0)
+    inner = smooth_max(smooth_max(whole, cerebellum, 14.0), stem - 2.0, 20.0) + gap
+    cistern = smooth_max(ellipsoid(p, (0, -1, -27), (24, 17, 19)), ellipsoid(p, (0, -41, 1), (7, 5, 7)), 3.0)
     away = np.minimum(-2.2 - cerebellum, np.maximum(-3.0 - stem, z + 7.0))
     cerebrum = smooth_min(smooth_min(whole, away, 3.0), -cistern, 4.0)
     return Hull(cerebrum, cerebellum, stem, inner)
 
 
 def _cerebrum(a: Array, y: Array, z: Array) -> Array:
-    taper = a / (1.0 - 0.0017 * (y + 22.0))
+    taper = a / (1.0 - 0.0007 * (y + 22.0))
     main = ellipsoid((taper, y, z), (0, -17, 12), (67.5, 87, 67))
-    base = z + 17.0 + 6.0 * np.tanh((y - 2.0) / 18.0) + 0.08 * a
+    base = z + 24.0 + 1.0 * np.tanh((y - 2.0) / 18.0) + 0.05 * a
     main = smooth_min(main, base, 16.0)
     tilted = z + 0.2 * (y + 15.0)
     temporal = ellipsoid((a, y, tilted), (44, -14, -20), (23.5, 40, 24))
@@ -90,8 +73,8 @@ def _cerebrum(a: Array, y: Array, z: Array) -> Array:
 
 
 def _cerebellum(a: Array, y: Array, z: Array) -> Array:
-    half = ellipsoid((a, y, z + 0.25 * (a - 24.0)), (24, -63, -39), (28, 27, 20.5))
-    return smooth_max(half, ellipsoid((a, y, z), (0, -62, -33), (12, 21, 20)), 7.0)
+    half = ellipsoid((a, y, z + 0.25 * (a - 24.0)), (24, -62, -38), (30, 29, 23))
+    return smooth_max(half, ellipsoid((a, y, z), (0, -60, -33), (13, 24, 22)), 7.0)
 
 
 def core(p: Points) -> Array:
@@ -105,25 +88,23 @@ def fissure(p: Points, sway: Array) -> Array:
     return beyond(np.abs(p[0] + sway), inside)
 
 
-def sylvian(p: Points) -> tuple[Array, Array]:
-    """Distances from the sheet that leads to the insula, and from the one that covers the insula."""
+def sylvian(p: Points, bend: Array) -> tuple[Array, Array]:
+    """Distances from the sheet that leads to the insula, and from the one that covers the insula; `bend` (mm) lifts them."""
     a, y, z = np.abs(p[0]), p[1], p[2]
-    level = -2.0 - 0.42 * y + 0.10 * (a - 40.0)
+    level = -2.0 - 0.42 * y + 0.10 * (a - 40.0) + bend
     entrance = beyond(np.abs(z - level) * 0.9, 38.0 - a, y - 22.0, -46.0 - y)
-    bend = 37.0 + 0.012 * np.square(z - 3.0) - 0.010 * np.square(y)
-    insula = beyond(np.abs(a - bend), np.abs(z - level + 1.0) - 11.0, np.abs(y + 2.0) - 20.0)
+    wall = 37.0 + 0.012 * np.square(z - 3.0) - 0.010 * np.square(y)
+    insula = beyond(np.abs(a - wall), np.abs(z - level + 1.0) - 11.0, np.abs(y + 2.0) - 20.0)
     return entrance, insula
 
 
 def ventricles(p: Points, grow: float) -> Array:
     """Depth into the ventricles; `grow` (mm) widens the lateral and third ones."""
     q = (np.abs(p[0]), p[1], p[2])
-    lateral = tube(q, LATERAL_VENTRICLE[0], (0.85, 1, 1.15), grow)
-    lateral = np.maximum(lateral, tube(q, LATERAL_VENTRICLE[1], (0.8, 1, 1.2), grow * 0.8))
-    lateral = np.maximum(lateral, tube(q, LATERAL_VENTRICLE[2], (1, 1, 1), grow * 0.5))
-    lateral = np.minimum(lateral, q[0] - 1.2)
-    third = ellipsoid(p, (0, -9, 0), (1.8 + 0.5 * grow, 15, 11))
-    fourth = np.maximum(tube(p, FOURTH, (1.5, 0.9, 1), grow * 0.4), tube(p, AQUEDUCT))
+    lateral = np.maximum(HORN.depth(q, grow), OCCIPITAL.depth(q, grow * 0.8))
+    lateral = np.minimum(np.maximum(lateral, TEMPORAL.depth(q, grow * 0.5)), q[0] - 0.6)
+    third = ellipsoid(p, (0, -9, 0), (2.4 + 0.6 * grow, 16, 12))
+    fourth = np.maximum(FOURTH.depth(p, grow * 0.4), AQUEDUCT.depth(p))
     return np.maximum(np.maximum(lateral, third), fourth)
 
 
@@ -131,25 +112,24 @@ def nuclei(p: Points, grow: float) -> Array:
     """Depth into caudate, putamen, pallidum, thalamus and hippocampus; wide ventricles push the caudate aside."""
     q = (np.abs(p[0]), p[1], p[2])
     pushed = (q[0] - 0.5 * grow, q[1], q[2])
-    depth = np.maximum(tube(pushed, CAUDATE, (0.8, 1.1, 1.1)), tube(q, PUTAMEN, (0.72, 1, 1.45)))
-    depth = np.maximum(depth, tube(q, THALAMUS, (0.9, 1, 1)))
-    return np.maximum(depth, tube(q, HIPPOCAMPUS))
+    depth = np.maximum(CAUDATE.depth(pushed), PUTAMEN.depth(q))
+    return np.maximum(np.maximum(depth, THALAMUS.depth(q)), HIPPOCAMPUS.depth(q))
 
 
 def pallidum(p: Points) -> Array:
     """Depth into the globus pallidus, which is brighter than the putamen on T1."""
-    return tube((np.abs(p[0]), p[1], p[2]), PALLIDUM, (0.75, 1, 1.3))
+    return PALLIDUM.depth((np.abs(p[0]), p[1], p[2]))
 
 
 def callosum(p: Points) -> Array:
     """Depth into the corpus callosum: an arch over the ventricles that fades out sideways."""
     a = np.abs(p[0])
-    return np.minimum(tube((np.zeros_like(a), p[1] + 0.2 * a, p[2] - 0.0), CALLOSUM), 15.0 - a)
+    return np.minimum(CALLOSUM.depth((np.zeros_like(a), p[1] + 0.2 * a, p[2])), 15.0 - a)
 
 
 def stem_white(p: Points) -> Array:
     """Depth into the peduncles between pons and cerebellum."""
-    return tube((np.abs(p[0]), p[1], p[2]), PEDUNCLE)
+    return PEDUNCLE.depth((np.abs(p[0]), p[1], p[2]))
 
 
 def folia(p: Points, wobble: Array) -> Array:
@@ -157,9 +137,9 @@ def folia(p: Points, wobble: Array) -> Array:
     a, y, z = np.abs(p[0]), p[1], p[2]
     y0, z0 = y + 40.0 - 0.25 * a, z + 34.0
     radius = np.sqrt(y0 * y0 + z0 * z0) + 1e-3
-    turns = np.arctan2(z0, -y0) * 4.6 + 0.035 * a + wobble
+    turns = np.arctan2(z0, -y0) * 6.0 + 0.045 * a + wobble
     saw = np.abs(turns - np.round(turns))
-    return saw * np.minimum(radius, 30.0) * (1 / 4.6)
+    return saw * np.minimum(radius, 30.0) * (1 / 6.0)
 
 
 def folds(p: Points, waves: Waves, shift: Array) -> Array:
@@ -170,7 +150,7 @@ def folds(p: Points, waves: Waves, shift: Array) -> Array:
     side = np.where(p[0] < 0, -1.0, 1.0).astype(np.float32)
     d = (np.abs(p[0]) - 26.0, p[1] + 17.0, p[2] - 10.0)
     u = np.sqrt(np.square(d[0] / np.where(d[0] > 0, 42.0, 26.0)) + np.square(d[1] / 86.0) + np.square(d[2] / 60.0)) + 0.05
-    keep = 0.35
+    keep = 0.5
     stretch = u ** (keep - 1.0)
     q = tuple((v * stretch).astype(np.float32) for v in d)
     value, slope = waves.with_gradient(q, side[:, None] * shift)

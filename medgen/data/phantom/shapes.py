@@ -4,40 +4,53 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 
 Array = np.ndarray
 Points = tuple[Array, Array, Array]
 Triple = Sequence[float]
+FAR = 45.0
 
 
 def ellipsoid(p: Points, centre: Triple, radii: Triple) -> Array:
-    """Depth below an ellipsoid, exact to first order at its surface (value over gradient norm of the implicit equation)."""
-    u = [(v - c) / r for v, c, r in zip(p, centre, radii, strict=True)]
+    """Depth below an ellipsoid, exact to first order at its surface (value over gradient norm of the implicit equation).
+
+    Points that all lie far above or below it get -FAR.
+    """
+    if not len(p[2]) or p[2].min() > centre[2] + radii[2] + FAR or p[2].max() < centre[2] - radii[2] - FAR:
+        return np.full(len(p[2]), -FAR, np.float32)
+    inverse = [1 / r for r in radii]
+    u = [(v - c) * i for v, c, i in zip(p, centre, inverse, strict=True)]
+    w = [v * i for v, i in zip(u, inverse, strict=True)]
     norm = np.sqrt(u[0] * u[0] + u[1] * u[1] + u[2] * u[2]) + 1e-4
-    slope = np.sqrt(sum((v / r) ** 2 for v, r in zip(u, radii, strict=True))) + 1e-6
-    return norm * (1 - norm) / slope
+    return norm * (1 - norm) / (np.sqrt(w[0] * w[0] + w[1] * w[1] + w[2] * w[2]) + 1e-6)
 
 
-def tube(p: Points, knots: Sequence[tuple[float, float, float, float]], flat: Triple = (1.0, 1.0, 1.0), grow: float = 0.0) -> Array:
-    """Depth below a chain of cones through `knots` (x, y, z, radius); `flat` stretches its cross section along the axes."""
-    scaled = tuple(v / f for v, f in zip(p, flat, strict=True))
-    depth = None
-    for a, b in pairwise(knots):
-        part = _cone(scaled, [a[i] / flat[i] for i in range(3)], [b[i] / flat[i] for i in range(3)], a[3] + grow, b[3] + grow)
-        depth = part if depth is None else np.maximum(depth, part)
-    return depth
+class Tube:
+    """A chain of cones through `knots` (x, y, z, radius); `flat` stretches its cross section along the axes."""
 
+    def __init__(self, knots: Sequence[tuple[float, float, float, float]], flat: Triple = (1.0, 1.0, 1.0)):
+        knot = np.array(knots, np.float32)
+        self._scale = (1 / np.array(flat, np.float32))[:, None]
+        at, self._radius = knot[:, :3] * self._scale[:, 0], knot[:, 3:]
+        self._from, self._axis = at[:-1], np.diff(at, axis=0)
+        self._length2 = np.square(self._axis).sum(1, keepdims=True)
+        reach = knot[:, 3].max() * max(flat) + FAR
+        self._low, self._high = knot[:, 2].min() - reach, knot[:, 2].max() + reach
 
-def _cone(p: Points, a: Triple, b: Triple, radius_a: float, radius_b: float) -> Array:
-    axis = [v - w for v, w in zip(b, a, strict=True)]
-    length2 = sum(v * v for v in axis)
-    q = [v - c for v, c in zip(p, a, strict=True)]
-    t = np.clip((q[0] * axis[0] + q[1] * axis[1] + q[2] * axis[2]) * (1 / length2), 0, 1)
-    r = [v - t * d for v, d in zip(q, axis, strict=True)]
-    return radius_a + (radius_b - radius_a) * t - np.sqrt(r[0] * r[0] + r[1] * r[1] + r[2] * r[2])
+    def depth(self, p: Points, grow: float = 0.0) -> Array:
+        """Depth (N,) below the surface, all radii widened by `grow`; -FAR for points that all lie far above or below it."""
+        if not len(p[2]) or p[2].min() > self._high or p[2].max() < self._low:
+            return np.full(len(p[2]), -FAR, np.float32)
+        q = np.stack(p) * self._scale
+        along = self._axis @ q - (self._axis * self._from).sum(1, keepdims=True)
+        t = np.clip(along / self._length2, 0, 1)
+        gap2 = (
+            np.square(q).sum(0) - 2 * (self._from @ q) + np.square(self._from).sum(1, keepdims=True) - t * (2 * along - t * self._length2)
+        )
+        radius = self._radius[:-1] + grow + np.diff(self._radius, axis=0) * t
+        return (radius - np.sqrt(np.maximum(gap2, 0))).max(0)
 
 
 def smooth_min(a: Array, b: Array, width: float) -> Array:

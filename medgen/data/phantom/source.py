@@ -154,14 +154,14 @@ class PhantomCases:
 def slice_height(brain: Brain, number: int, slices: int) -> float:
     """World height (mm) of slice `number`: spread over the brain with a jitter, three of four near the lesion where there is one."""
     u = float(generator(brain.seed, brain.index, 5, number).random())
-    centre = brain.lesion_centre()
+    centre = brain.lesion_centre
     if centre is not None and number % 4:
         return float(centre[2] + (u - 0.5) * brain.traits.blobs[0, 5])
     low, high = HEIGHTS
     return low + (high - low) * (number + u) / slices
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=512)
 def _brain(seed: int, index: int) -> Brain:
     return Brain(seed, index)
 
