@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import inspect
 import itertools
 import warnings
 from pathlib import Path
@@ -238,12 +239,9 @@ def test_slices_are_the_stored_voxels_at_their_place(brains):
 def test_intensities_are_fitted_per_volume_before_cropping(brains):
     whole, cropped = file_data(brains), file_data(brains, size=(4, 4))
     np.testing.assert_array_equal(cropped.split("train").case(3, None)["t1"], whole.split("train").case(3, None)["t1"][:, 4:8, 3:7])
+    highs = [whole.maps["t1"].fit(read(brains / f"s{i}_t1.nii.gz").array)["high"] for i in range(3)]
     facts = whole.facts()
-    assert facts["intensity"]["t1"]["typical"] == {"low": 0.0, "high": MedianOf(brains, whole.maps["t1"])}
-
-
-def MedianOf(folder, rule):
-    return float(np.median([rule.fit(read(folder / f"s{i}_t1.nii.gz").array)["high"] for i in range(3)]))
+    assert facts["intensity"]["t1"]["typical"] == {"low": 0.0, "high": np.median(highs)}
 
 
 def test_padding_is_no_signal(brains):
@@ -584,6 +582,29 @@ def test_lightning_walks_the_stream_once(brains):
         trainer.fit(notes, module)
     validation = ["v"] * 3
     assert notes.seen == [6, 7, *validation, *range(8, 16), *validation, *range(16, 20), *validation]
+
+
+# --- configs ----------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "channel"), [("slices", "t1"), ("volumes", "t1"), ("pictures", "image")])
+def test_a_config_lists_every_argument_and_makes_batches(brains, name, channel):
+    from hydra.utils import get_class, instantiate
+    from omegaconf import OmegaConf
+
+    path = Path(__file__).parents[1] / "configs" / "data" / f"{name}.yaml"
+    assert path.read_text().startswith("# ")
+    config = OmegaConf.create({"seed": 4, "data": OmegaConf.load(path)}).data
+    for part in (config, config.source, config.source.options):
+        assert list(part)[1:] == list(inspect.signature(get_class(part._target_)).parameters)
+    Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(brains / "a.png")
+    write_csv(brains / "pictures.csv", "subject,image", "a,a.png")
+    config.source.manifest = str(brains / ("pictures.csv" if name == "pictures" else "list.csv"))
+    config.workers = 0
+    module = instantiate(config)
+    batch = next(iter(module.train_dataloader()))
+    assert batch[channel].shape == (config.batch_size, 1, *config.source.size)
+    assert isinstance(module.facts()["size"], tuple)
 
 
 # --- real files ------------------------------------------------------------------------------------------------------------------

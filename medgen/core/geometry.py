@@ -96,7 +96,7 @@ class Placement:
         return Placement(tuple(shape), axes, start, tuple(size))
 
     def apply(self, array: np.ndarray, fill: float) -> np.ndarray:
-        """Cut the window out of `array`; `fill` where it sticks out."""
+        """Cut the window out of `array`; `fill` where it sticks out. A view, where it does not."""
         inside, window = self._overlap()
         shape = list(array.shape)
         for axis, size in zip(self.axes, self.size, strict=True):
@@ -104,7 +104,7 @@ class Placement:
         return _pasted(array[inside], window, shape, fill)
 
     def undo(self, array: np.ndarray, fill: float) -> np.ndarray:
-        """Put the window back on the grid; `fill` where the window did not reach."""
+        """Put the window back on the grid; `fill` where the window did not reach. A view, where it reached everywhere."""
         inside, window = self._overlap()
         shape = list(array.shape)
         for axis in self.axes:
@@ -144,7 +144,7 @@ def _geometry(volume: Volume) -> np.ndarray:
 
 def _pasted(values: np.ndarray, where: tuple[slice, ...], shape: Sequence[int], fill: float) -> np.ndarray:
     if values.shape == tuple(shape):
-        return np.ascontiguousarray(values)
+        return values
     canvas = np.full(shape, fill, values.dtype)
     canvas[where] = values
     return canvas

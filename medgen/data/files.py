@@ -27,7 +27,7 @@ class Options:
     """The finer points of `FileData`.
 
     Attributes:
-        min_foreground: a slice with a smaller fraction of voxels above its volume's mean is left out.
+        min_foreground: a slice with a smaller fraction of its voxels above the mean of the volume is left out.
         resize: scale pictures to `size` instead of cropping and padding them.
         about: "name", "licence", "attribution" of the data, for the contract.
     """
@@ -197,15 +197,14 @@ class FileData:
 
     def _slices(self, prepared: Prepared, stored: np.ndarray) -> Prepared:
         """Slices across `slice_axis` on the model's grid, without those that are nearly empty in the first channel."""
-        planes, placement = self._planes(stored, -np.inf)
-        kept = np.flatnonzero((planes > stored.mean()).mean((1, 2)) >= self.options.min_foreground)
-        images = {name: self._planes(values, BACKGROUND)[0][kept] for name, values in prepared.images.items()}
-        labels = {name: self._planes(values, 0)[0][kept] for name, values in prepared.labels.items()}
-        affines = None if prepared.affines is None else _plane_affines(prepared.affines, placement, self.slice_axis, kept)
+        axis = self.slice_axis
+        bright = np.moveaxis(stored > stored.mean(), axis, 0)
+        kept = np.flatnonzero(bright.mean((1, 2)) >= self.options.min_foreground)
+        window = Placement.centred(bright.shape, self.size)
+        images = {name: _stacked(values, axis, window, BACKGROUND)[kept] for name, values in prepared.images.items()}
+        labels = {name: _stacked(values, axis, window, 0)[kept] for name, values in prepared.labels.items()}
+        affines = None if prepared.affines is None else _plane_affines(prepared.affines, window, axis, kept)
         return replace(prepared, images=images, labels=labels, affines=affines)
-
-    def _planes(self, array: np.ndarray, fill: float) -> tuple[np.ndarray, Placement]:
-        return fitted(np.moveaxis(array, self.slice_axis, 0), self.size, fill)
 
     def _picture(self, prepared: Prepared) -> Prepared:
         images = {name: self._sized(values[None], BACKGROUND) for name, values in prepared.images.items()}
@@ -220,9 +219,14 @@ class FileData:
         return {**known, **self.options.about, "subjects": len(self.manifest.split("train").subjects)}
 
 
-def _plane_affines(affine: np.ndarray, placement: Placement, axis: int, kept: np.ndarray) -> np.ndarray:
+def _stacked(array: np.ndarray, axis: int, window: Placement, fill: float) -> np.ndarray:
+    """(planes, H, W), plane after plane in memory."""
+    return np.ascontiguousarray(window.apply(np.moveaxis(array, axis, 0), fill))
+
+
+def _plane_affines(affine: np.ndarray, window: Placement, axis: int, kept: np.ndarray) -> np.ndarray:
     """(planes, 4, 4): the plane's two axes first, then the one that was cut, at the plane's place."""
-    first = placement.moved(affine[:, [i for i in range(3) if i != axis] + [axis, 3]])
+    first = window.moved(affine[:, [i for i in range(3) if i != axis] + [axis, 3]])
     affines = np.repeat(first[None], len(kept), 0)
     affines[:, :3, 3] += kept[:, None] * first[:3, 2]
     return affines
