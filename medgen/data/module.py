@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import lightning
@@ -27,13 +28,22 @@ class DataModule(lightning.LightningDataModule):
         batch_size: per rank.
         workers: loader processes; 0 loads in the trainer's own.
         seed: of the order of cases and of the choices inside them.
+        augment: random changes of training cases, such as `medgen.data.augment.Augment`.
     """
 
-    def __init__(self, source: Source, batch_size: int = 8, workers: int = 0, seed: int = 0):
+    def __init__(
+        self,
+        source: Source,
+        batch_size: int = 8,
+        workers: int = 0,
+        seed: int = 0,
+        augment: Callable[[Case, np.random.Generator], Case] | None = None,
+    ):
         super().__init__()
         if batch_size < 1 or workers < 0:
             raise MedgenError(f"expected batch_size >= 1 and workers >= 0, found batch_size={batch_size}, workers={workers}")
         self.source, self.batch_size, self.workers, self.seed = source, int(batch_size), int(workers), int(seed)
+        self.augment = augment
         self._span: dict[str, Any] = {}
 
     def resume(self, step: int, stop: int | None, interval: int) -> None:
@@ -49,7 +59,7 @@ class DataModule(lightning.LightningDataModule):
         rank, world = self._place()
         once = -(-len(cases) // (self.batch_size * world))
         batches = StepBatches(len(cases), self.batch_size, self.seed, **{"interval": once, **self._span}, rank=rank, world=world)
-        return DataLoader(TrainingSamples(cases, self.seed), batch_sampler=batches, **self._loading())
+        return DataLoader(TrainingSamples(cases, self.seed, self.augment), batch_sampler=batches, **self._loading())
 
     def val_dataloader(self) -> DataLoader | list:
         """In order; an empty list, and a warning, when the data have no validation split."""

@@ -3,7 +3,7 @@ ranks and interruptions."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -64,14 +64,16 @@ class StepBatches:
 
 
 class TrainingSamples(Dataset):
-    """(n, case index) -> the case with "index": n."""
+    """(n, case index) -> the case, changed by `augment(case, rng)` if there is one, with "index": n."""
 
-    def __init__(self, cases: Cases, seed: int):
-        self.cases, self.seed = cases, seed
+    def __init__(self, cases: Cases, seed: int, augment: Callable[[Case, np.random.Generator], Case] | None = None):
+        self.cases, self.seed, self.augment = cases, seed, augment
 
     def __getitem__(self, key: tuple[int, int]) -> Case:
         n, index = key
-        return {**self.cases.case(index, generator(self.seed, n, _CHOICE)), "index": n}
+        rng = generator(self.seed, n, _CHOICE)
+        case = self.cases.case(index, rng)
+        return {**(self.augment(case, rng) if self.augment else case), "index": n}
 
 
 class InOrder(Dataset):

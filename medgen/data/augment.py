@@ -1,0 +1,64 @@
+"""Random changes of a training case: the same draw for all its channels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import affine_grid, grid_sample
+
+from medgen.data.source import Case
+
+
+@dataclass(frozen=True)
+class Augment:
+    """Mirroring, rotation, scaling and shift of a case, and a change of contrast of its images.
+
+    Args:
+        mirror: axis that is flipped with probability 1/2 (0 is left-right in RAS), or None.
+        rotation: largest angle in degrees, about every axis.
+        scale: largest relative change of size.
+        shift: largest shift, as a fraction of the field of view.
+        gamma: channel -> strength: x in [-1, 1] becomes 2 ((x + 1) / 2)^g - 1 with ln g uniform in +-strength. For channels that are
+            given, never for a target.
+    """
+
+    mirror: int | None = 0
+    rotation: float = 10.0
+    scale: float = 0.1
+    shift: float = 0.05
+    gamma: Mapping[str, float] = field(default_factory=dict)
+
+    def __call__(self, case: Case, rng: np.random.Generator) -> Case:
+        """The changed case; "affine" stays that of the untouched grid."""
+        images = {k: v for k, v in case.items() if isinstance(v, np.ndarray) and k != "affine" and v.ndim >= 3}
+        dims = next(iter(images.values())).ndim - 1
+        matrix = self._matrix(dims, rng)
+        exponents = {k: math.exp(rng.uniform(-1, 1) * self.gamma.get(k, 0.0)) for k in images}
+        return {**case, **{k: self._changed(v, matrix, exponents[k]) for k, v in images.items()}}
+
+    def _matrix(self, dims: int, rng: np.random.Generator) -> Tensor:
+        """(dims, dims + 1) map from output to input positions, in torch's normalised order (last axis first)."""
+        linear = np.eye(dims) * (1 + rng.uniform(-self.scale, self.scale))
+        for first in range(dims):
+            for second in range(first + 1, dims):
+                angle = math.radians(rng.uniform(-self.rotation, self.rotation))
+                turn = np.eye(dims)
+                turn[[first, first, second, second], [first, second, first, second]] = [math.cos(angle), -math.sin(angle), math.sin(angle), math.cos(angle)]
+                linear = linear @ turn
+        if self.mirror is not None and rng.random() < 0.5:
+            linear[:, dims - 1 - self.mirror] *= -1
+        shift = rng.uniform(-2 * self.shift, 2 * self.shift, dims)
+        return torch.from_numpy(np.concatenate([linear, shift[:, None]], 1)).float()
+
+    def _changed(self, image: np.ndarray, matrix: Tensor, exponent: float) -> np.ndarray:
+        values = torch.from_numpy(image)[None].float()
+        grid = affine_grid(matrix[None], list(values.shape), align_corners=False)
+        if np.issubdtype(image.dtype, np.integer):
+            return grid_sample(values, grid, mode="nearest", align_corners=False)[0].numpy().astype(image.dtype)
+        moved = grid_sample(values + 1, grid, align_corners=False)[0]  # outside becomes -1: no signal
+        return (moved - 1 if exponent == 1.0 else 2 * (moved / 2).clamp_min(0) ** exponent - 1).numpy()
