@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -71,17 +72,30 @@ def frechet_floor(reals: Tensor, held_out: Tensor, size: int, seed: int = 0, dra
     return sum(frechet(reals[rows], held_out) for rows in subsets) / draws
 
 
+class Nearest(NamedTuple):
+    """Root-mean-square difference (N,) float64 to the nearest image, and its index (N,)."""
+
+    distances: Tensor
+    rows: Tensor
+
+
 @torch.no_grad()
-def nearest_distances(a: Tensor, b: Tensor) -> Tensor:
-    """For every image of a (N, C, *S) the root-mean-square difference to the nearest image of b (M, C, *S); (N,) float64."""
+def nearest_images(a: Tensor, b: Tensor) -> Nearest:
+    """For every image of a (N, C, *S) the nearest image of b (M, C, *S), voxel by voxel."""
     if a.shape[1:] != b.shape[1:] or not len(b):
         raise MedgenError(f"images of shape {tuple(a.shape[1:])} cannot be compared with {len(b)} of shape {tuple(b.shape[1:])}")
-    flat = b.flatten(1)
-    norms, nearest = flat.square().sum(1), []
-    for rows in a.flatten(1).split(64):
-        closest = flat[(norms - 2 * rows @ flat.T).argmin(1)]
-        nearest.append((rows.double() - closest.double()).square().mean(1).sqrt())  # again by difference: a copy gives exactly 0
-    return torch.cat(nearest)
+    flat, distances, rows = b.flatten(1), [], []
+    norms = flat.square().sum(1)
+    for part in a.flatten(1).split(64):
+        rows.append((norms - 2 * part @ flat.T).argmin(1))
+        difference = part.double() - flat[rows[-1]].double()  # once more by difference: a copy gives exactly 0
+        distances.append(difference.square().mean(1).sqrt())
+    return Nearest(torch.cat(distances), torch.cat(rows))
+
+
+def nearest_distances(a: Tensor, b: Tensor) -> Tensor:
+    """The distances of `nearest_images` alone, (N,)."""
+    return nearest_images(a, b).distances
 
 
 def _features(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,1 @@
+"""Judging a model: body masks, baselines, translated volumes, unconditional samples, and the report of either."""

@@ -1,0 +1,114 @@
+"""An evaluation as JSON for machines, PNG for eyes and a table for documents."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medgen.core.errors import MedgenError
+from medgen.core.picture import gray, montage
+from medgen.evaluation.volumes import METRICS, Evaluation, Row, Shown
+from medgen.metrics.statistics import summarise
+
+ONE_SUBJECT = "one subject: the value, no interval, because one subject cannot tell how much subjects differ"
+NOT_FINITE = "a value is not finite (PSNR of equal images): there is no mean"
+
+
+def summary(evaluation: Evaluation) -> dict[str, Any]:
+    """Plain data: n, the values per volume, mean and interval (or null with the reason) per region and metric, range, protocol."""
+    rows = evaluation.rows
+    regions = dict.fromkeys(row.region for row in rows)
+    return {
+        "n_volumes": sum(row.region == rows[0].region for row in rows),
+        "n_subjects": len({row.subject for row in rows}),
+        "data_range": evaluation.data_range,
+        "protocol": evaluation.protocol,
+        "regions": {region: _region([r for r in rows if r.region == region]) for region in regions},
+    }
+
+
+def write_report(evaluation: Evaluation, folder: str | Path, name: str = "evaluation", overwrite: bool = False) -> tuple[Path, Path]:
+    """`<name>.json` and `<name>.png` in `folder`.
+
+    Raises:
+        MedgenError: one of them exists and `overwrite` is not set.
+    """
+    from PIL import Image
+
+    paths = free_paths(folder, name, overwrite)
+    paths[0].write_text(json.dumps(summary(evaluation), indent=2, allow_nan=False) + "\n")
+    Image.fromarray(case_picture(evaluation.shown, evaluation.data_range)).save(paths[1])
+    return paths
+
+
+def free_paths(folder: str | Path, name: str, overwrite: bool) -> tuple[Path, Path]:
+    """The report's two files, refused where they exist; the folder is made."""
+    paths = Path(folder) / f"{name}.json", Path(folder) / f"{name}.png"
+    for path in paths:
+        if path.exists() and not overwrite:
+            raise MedgenError(f"{path} exists; choose another folder or pass overwrite=True (--overwrite)")
+    paths[0].parent.mkdir(parents=True, exist_ok=True)
+    return paths
+
+
+def markdown_table(evaluations: dict[str, Evaluation], region: str = "body") -> str:
+    """One line per method, one column per metric: the mean, and the interval where there is one."""
+    lines = [f"| method | {' | '.join(m.upper() for m in METRICS)} |", "|---" * (len(METRICS) + 1) + "|"]
+    for method, evaluation in evaluations.items():
+        cells = [_cell(summary(evaluation)["regions"][region][metric]) for metric in METRICS]
+        lines.append(f"| {method} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def case_picture(shown: list[Shown], data_range: float) -> np.ndarray:
+    """Source, target, result and signed difference of every case, (H, W, 3) uint8; red is too bright, blue too dark, by a quarter range."""
+    rows, edge = [], data_range / 4
+    for case in shown:
+        for source, target, result in zip(*(case.planes[name] for name in ("source", "target", "result")), strict=True):
+            planes = [gray(p, -data_range / 2, data_range / 2) for p in (source, target, result)]
+            rows.append([*planes, signed(result - target, edge)])
+    return headed(montage(rows), ["source", "target", "result", f"difference (+-{edge:g})"])
+
+
+def signed(values: np.ndarray, edge: float) -> np.ndarray:
+    """(H, W) to (H, W, 3) uint8: black at zero, red up to +edge, blue down to -edge."""
+    part = np.clip(values / edge, -1, 1)
+    warm, cold = np.maximum(part, 0), np.maximum(-part, 0)
+    green = np.maximum(warm, cold) ** 2 * 0.5
+    return (np.stack([warm, green, cold], -1) * 255 + 0.5).astype(np.uint8)
+
+
+def headed(picture: np.ndarray, titles: list[str], height: int = 16) -> np.ndarray:
+    """A picture of equal columns under a line with their titles."""
+    from PIL import Image, ImageDraw
+
+    canvas = Image.new("RGB", (picture.shape[1], picture.shape[0] + height))
+    canvas.paste(Image.fromarray(picture), (0, height))
+    draw = ImageDraw.Draw(canvas)
+    for i, title in enumerate(titles):
+        draw.text((i * picture.shape[1] / len(titles) + 4, 2), title, fill="white")
+    return np.asarray(canvas)
+
+
+def _region(rows: list[Row]) -> dict[str, Any]:
+    return {metric: _metric([r.values[metric] for r in rows], [r.subject for r in rows]) for metric in rows[0].values}
+
+
+def _metric(values: list[float], subjects: list[str]) -> dict[str, Any]:
+    listed = [{"subject": s, "value": v if math.isfinite(v) else None} for s, v in zip(subjects, values, strict=True)]
+    if not all(map(math.isfinite, values)):
+        return {"mean": None, "interval_95": None, "reason": NOT_FINITE, "volumes": listed}
+    found = summarise(values, subjects)
+    interval = None if found.interval is None else list(found.interval)
+    return {"mean": found.mean, "interval_95": interval, "reason": ONE_SUBJECT if interval is None else None, "volumes": listed}
+
+
+def _cell(metric: dict[str, Any]) -> str:
+    if metric["mean"] is None:
+        return "-"
+    interval = metric["interval_95"]
+    return f"{metric['mean']:.4g}" + (f" [{interval[0]:.4g}, {interval[1]:.4g}]" if interval else "")
