@@ -97,5 +97,5 @@ def otsu(values: Tensor, bins: int = 256) -> float:
     centres = low + (torch.arange(bins) + 0.5).double() * (high - low) / bins
     below, mass = counts.cumsum(0), (counts * centres).cumsum(0)
     between = (mass * counts.sum() - mass[-1] * below).square() / (below * (counts.sum() - below)).clamp(min=1)
-    best = int(between[:-1].argmax())
-    return float(low + (best + 1) * (high - low) / bins)
+    best = torch.nonzero(between[:-1] >= between[:-1].max() * (1 - 1e-9)).double().mean().item()  # the middle of an empty gap
+    return low + (best + 1) * (high - low) / bins

@@ -15,7 +15,7 @@ from medgen.evaluation.volumes import METRICS, Evaluation, Row, Shown
 from medgen.metrics.statistics import summarise
 
 ONE_SUBJECT = "one subject: the value, no interval, because one subject cannot tell how much subjects differ"
-NOT_FINITE = "a value is not finite (PSNR of equal images): there is no mean"
+NOT_FINITE = "a value is infinite (the PSNR of equal images): there is no mean"
 
 
 def summary(evaluation: Evaluation) -> dict[str, Any]:
@@ -66,12 +66,13 @@ def markdown_table(evaluations: dict[str, Evaluation], region: str = "body") -> 
 
 def case_picture(shown: list[Shown], data_range: float) -> np.ndarray:
     """Source, target, result and signed difference of every case, (H, W, 3) uint8; red is too bright, blue too dark, by a quarter range."""
-    rows, edge = [], data_range / 4
+    rows, subjects, edge = [], [], data_range / 4
     for case in shown:
         for source, target, result in zip(*(case.planes[name] for name in ("source", "target", "result")), strict=True):
             planes = [gray(p, -data_range / 2, data_range / 2) for p in (source, target, result)]
             rows.append([*planes, signed(result - target, edge)])
-    return headed(montage(rows), ["source", "target", "result", f"difference (+-{edge:g})"])
+            subjects.append(case.subject)
+    return lettered(rows, ["source", "target", "result", f"difference (+-{edge:g})"], subjects)
 
 
 def signed(values: np.ndarray, edge: float) -> np.ndarray:
@@ -82,15 +83,21 @@ def signed(values: np.ndarray, edge: float) -> np.ndarray:
     return (np.stack([warm, green, cold], -1) * 255 + 0.5).astype(np.uint8)
 
 
-def headed(picture: np.ndarray, titles: list[str], height: int = 16) -> np.ndarray:
-    """A picture of equal columns under a line with their titles."""
+def lettered(rows: list[list[np.ndarray]], titles: list[str], subjects: list[str], gap: int = 2, head: int = 16) -> np.ndarray:
+    """A montage under a line with the columns' titles, each row marked with its subject."""
     from PIL import Image, ImageDraw
 
-    canvas = Image.new("RGB", (picture.shape[1], picture.shape[0] + height))
-    canvas.paste(Image.fromarray(picture), (0, height))
+    picture = montage(rows, gap)
+    canvas = Image.new("RGB", (picture.shape[1], picture.shape[0] + head))
+    canvas.paste(Image.fromarray(picture), (0, head))
     draw = ImageDraw.Draw(canvas)
+    width = max(row[0].shape[1] for row in rows) + gap
     for i, title in enumerate(titles):
-        draw.text((i * picture.shape[1] / len(titles) + 4, 2), title, fill="white")
+        draw.text((i * width + 4, 2), title, fill="white")
+    y = head
+    for row, subject in zip(rows, subjects, strict=True):
+        draw.text((4, y + 2), subject, fill="gray")
+        y += max(plane.shape[0] for plane in row) + gap
     return np.asarray(canvas)
 
 
