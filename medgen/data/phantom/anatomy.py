@@ -173,7 +173,7 @@ def draw_traits(seed: int, index: int) -> Traits:
         move=(np.clip(normal(3), -2, 2) * (0.8, 1.5, 1.5)).astype(np.float32),
         ventricle=float(np.clip(-0.6 + 3.2 * age + 0.7 * normal(), -1.2, 3.6)),
         sulcus=float(np.clip(0.40 + 0.65 * age + 0.08 * normal(), 0.3, 1.2)),
-        cortex=float(np.clip(2.8 - 0.5 * age + 0.12 * normal(), 2.2, 3.1)),
+        cortex=float(np.clip(2.95 - 0.5 * age + 0.12 * normal(), 2.3, 3.2)),
         gap=float(1.2 + 1.6 * age + 0.3 * rng.random()),
         bone=float(np.clip(6.3 + 0.8 * normal(), 4.5, 8.5)),
         scalp=float(np.clip(5.5 + 0.9 * normal(), 3.5, 8.0)),
@@ -329,6 +329,7 @@ def _cortex(t: Traits, p: Points, hull: head.Hull, voxel: float) -> tuple[Array,
     for distance, half in sheets:
         brain = brain * (1 - cover_sheet(distance, half, voxel))
         white = white * (1 - cover_sheet(distance, half + t.cortex, voxel))
+    white = np.maximum(white, cover(head.below_thalamus(p), 4.0))
     return brain, np.minimum(white, brain)
 
 

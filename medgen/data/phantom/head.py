@@ -12,7 +12,7 @@ import numpy as np
 from medgen.data.phantom.shapes import Array, Points, Tube, Waves, beyond, ellipsoid, smooth_max, smooth_min
 
 HORN = Tube(
-    ((16, 32, 5, 1.6), (11.5, 23, 9, 4.4), (7.5, 8, 16, 5), (7.5, -8, 20.5, 4.8), (12, -25, 19.5, 5), (22, -39, 11, 6.6)), (0.85, 1, 1.15)
+    ((16, 32, 5, 1.6), (11.5, 23, 9, 5.2), (7.5, 8, 16, 5.6), (7.5, -8, 20.5, 4.8), (12, -25, 19.5, 5), (22, -39, 11, 6.6)), (0.85, 1, 1.15)
 )
 OCCIPITAL = Tube(((22, -39, 11, 6.6), (26, -54, 6, 4), (23, -76, 4, 0.8)), (0.8, 1, 1.2))
 TEMPORAL = Tube(((22, -39, 11, 6.6), (31, -38, -2, 3), (35, -22, -13, 2), (30, -8, -19, 1.8)))
@@ -56,7 +56,7 @@ def hull(p: Points, gap: float) -> Hull:
     stem = STEM.depth(p)
     whole = _cerebrum(a, y, z)
     inner = smooth_max(smooth_max(whole, cerebellum, 14.0), stem - 2.0, 20.0) + gap
-    cistern = smooth_max(ellipsoid(p, (0, -1, -27), (24, 17, 19)), ellipsoid(p, (0, -41, 1), (7, 5, 7)), 3.0)
+    cistern = smooth_max(ellipsoid(p, (0, -2, -26), (20, 14, 16)), ellipsoid(p, (0, -40, -2), (7, 4, 7)), 3.0)
     away = np.minimum(-2.2 - cerebellum, np.maximum(-3.0 - stem, z + 7.0))
     cerebrum = smooth_min(smooth_min(whole, away, 3.0), -cistern, 4.0)
     return Hull(cerebrum, cerebellum, stem, inner)
@@ -102,7 +102,7 @@ def ventricles(p: Points, grow: float) -> Array:
     """Depth into the ventricles; `grow` (mm) widens the lateral and third ones."""
     q = (np.abs(p[0]), p[1], p[2])
     lateral = np.maximum(HORN.depth(q, grow), OCCIPITAL.depth(q, grow * 0.8))
-    lateral = np.minimum(np.maximum(lateral, TEMPORAL.depth(q, grow * 0.5)), q[0] - 0.6)
+    lateral = np.minimum(np.maximum(lateral, TEMPORAL.depth(q, grow * 0.5)), q[0] - 0.4)
     third = ellipsoid(p, (0, -9, 0), (2.4 + 0.6 * grow, 16, 12))
     fourth = np.maximum(FOURTH.depth(p, grow * 0.4), AQUEDUCT.depth(p))
     return np.maximum(np.maximum(lateral, third), fourth)
@@ -119,6 +119,11 @@ def nuclei(p: Points, grow: float) -> Array:
 def pallidum(p: Points) -> Array:
     """Depth into the globus pallidus, which is brighter than the putamen on T1."""
     return PALLIDUM.depth((np.abs(p[0]), p[1], p[2]))
+
+
+def below_thalamus(p: Points) -> Array:
+    """Depth into the part around the upper midbrain that has no cortex although it borders on CSF."""
+    return ellipsoid(p, (0, -16, -3), (20, 20, 10))
 
 
 def callosum(p: Points) -> Array:

@@ -11,6 +11,7 @@ import numpy as np
 from medgen.core.errors import MedgenError, nearest
 from medgen.core.intensity import CTWindow, IntensityMap, MRPercentile
 from medgen.core.random import generator
+from medgen.data.manifest import EmptySplit
 from medgen.data.phantom.anatomy import LESION, TISSUES, Brain, Grid
 from medgen.data.phantom.contrast import IMAGES, bias_field, check_field, clean, noisy, typical_high
 from medgen.data.source import Case
@@ -57,8 +58,10 @@ class PhantomData:
 
     def split(self, name: str) -> PhantomCases:
         """The cases of "train", "validation" or "test"."""
-        if name not in self.subjects:
-            raise MedgenError(f"the phantom has no split '{name}'; {nearest(name, self.subjects)}")
+        if name not in FIRST:
+            raise MedgenError(f"the phantom has no split '{name}'; {nearest(name, FIRST)}")
+        if not self.subjects.get(name):
+            raise EmptySplit(f"the phantom has no subjects in split '{name}'; set subjects: {{{name}: 8}}")
         return PhantomCases(self, FIRST[name], self.subjects[name])
 
     def facts(self) -> dict[str, Any]:
