@@ -513,6 +513,28 @@ def test_a_sample_does_not_depend_on_the_batch_size(brains):
     assert torch.equal(stream(2), stream(6))
 
 
+def test_a_case_is_cut_anew_in_every_epoch(brains):
+    places = {tuple(b["affine"][i, :3, 3].tolist()) for b in batches_of(brains, 0, size=(4, 4, 4)) for i in range(4)}
+    assert len(places) > 25  # 36 samples of 3 volumes, each with 9 * 7 * 5 places
+
+
+def test_augmentation_draws_from_the_sample_number(brains):
+    def stream(start, workers):
+        def brighter(case, rng):
+            return {**case, "t1": case["t1"] + np.float32(rng.random())}
+
+        module = DataModule(file_data(brains), batch_size=4, workers=workers, augment=brighter)
+        module.resume(start, 10, interval=100)
+        return [batch["t1"] for batch in module.train_dataloader()]
+
+    whole = stream(0, 0)
+    assert all(map(torch.equal, whole[6:], stream(6, 2)))
+    lifted = torch.cat(whole).amin((1, 2, 3)) + 1
+    assert lifted.unique().numel() == 40
+    plain = DataModule(file_data(brains), batch_size=6).val_dataloader()
+    assert (next(iter(plain))["t1"].amin((1, 2, 3)) == -1).all()
+
+
 def test_batch_contents(brains):
     batch = batches_of(brains, 0)[0]
     assert {k: v.dtype for k, v in batch.items() if torch.is_tensor(v)} == {
