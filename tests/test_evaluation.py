@@ -127,7 +127,7 @@ def test_one_subject_is_reported_without_an_interval_and_says_why(tmp_path):
     found = json.loads(files[0].read_text())
     psnr = found["regions"]["body"]["psnr"]
     assert (found["n_volumes"], found["n_subjects"], found["data_range"]) == (1, 1, 2.0)
-    assert psnr["interval_95"] is None
+    assert psnr["interval"] is None
     assert "one subject" in psnr["reason"]
     assert psnr["volumes"] == [{"subject": "only", "value": psnr["mean"]}]
     with Image.open(files[1]) as picture:
@@ -139,7 +139,7 @@ def test_one_subject_is_reported_without_an_interval_and_says_why(tmp_path):
 def test_several_subjects_have_intervals_and_a_table():
     evaluation = volumes.evaluate_translation(baselines.copy_source, [case(s, seed=i) for i, s in enumerate("abc")])
     found = report.summary(evaluation)["regions"]["whole"]["ssim"]
-    assert found["interval_95"][0] < found["mean"] < found["interval_95"][1]
+    assert found["interval"][0] < found["mean"] < found["interval"][1]
     assert found["mean"] == pytest.approx(np.mean([v["value"] for v in found["volumes"]]))
     lines = report.markdown_table({"copy": evaluation}).splitlines()
     assert lines[0] == "| method | PSNR | SSIM | NMSE | MAE |"
@@ -152,6 +152,13 @@ def test_equal_images_make_a_report_that_json_can_hold():
     assert found["mean"] is None
     assert "infinite" in found["reason"]
     json.dumps(report.summary(evaluation), allow_nan=False)
+
+
+def test_a_thin_volume_is_scored_without_ssim():
+    found = report.summary(volumes.evaluate_translation(baselines.copy_source, [case(size=(24, 22, 5))]))["regions"]["whole"]
+    assert found["psnr"]["mean"] > 0
+    assert found["ssim"]["mean"] is None
+    assert "shorter than its window" in found["ssim"]["reason"]
 
 
 def test_the_difference_map_shows_the_sign():

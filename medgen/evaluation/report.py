@@ -15,7 +15,7 @@ from medgen.evaluation.volumes import METRICS, Evaluation, Row, Shown
 from medgen.metrics.statistics import summarise
 
 ONE_SUBJECT = "one subject: the value, no interval, because one subject cannot tell how much subjects differ"
-NOT_FINITE = "a value is infinite (the PSNR of equal images): there is no mean"
+NOT_FINITE = "no mean: of a volume the PSNR is infinite (equal images) or the SSIM is not defined (an axis shorter than its window)"
 
 
 def summary(evaluation: Evaluation) -> dict[str, Any]:
@@ -26,6 +26,7 @@ def summary(evaluation: Evaluation) -> dict[str, Any]:
         "n_volumes": sum(row.region == rows[0].region for row in rows),
         "n_subjects": len({row.subject for row in rows}),
         "data_range": evaluation.data_range,
+        "interval_level": 0.95,
         "protocol": evaluation.protocol,
         "regions": {region: _region([r for r in rows if r.region == region]) for region in regions},
     }
@@ -108,14 +109,14 @@ def _region(rows: list[Row]) -> dict[str, Any]:
 def _metric(values: list[float], subjects: list[str]) -> dict[str, Any]:
     listed = [{"subject": s, "value": v if math.isfinite(v) else None} for s, v in zip(subjects, values, strict=True)]
     if not all(map(math.isfinite, values)):
-        return {"mean": None, "interval_95": None, "reason": NOT_FINITE, "volumes": listed}
+        return {"mean": None, "interval": None, "reason": NOT_FINITE, "volumes": listed}
     found = summarise(values, subjects)
     interval = None if found.interval is None else list(found.interval)
-    return {"mean": found.mean, "interval_95": interval, "reason": ONE_SUBJECT if interval is None else None, "volumes": listed}
+    return {"mean": found.mean, "interval": interval, "reason": ONE_SUBJECT if interval is None else None, "volumes": listed}
 
 
 def _cell(metric: dict[str, Any]) -> str:
     if metric["mean"] is None:
         return "-"
-    interval = metric["interval_95"]
+    interval = metric["interval"]
     return f"{metric['mean']:.4g}" + (f" [{interval[0]:.4g}, {interval[1]:.4g}]" if interval else "")

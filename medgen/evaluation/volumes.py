@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from medgen.core.errors import MedgenError
 from medgen.core.picture import upright
 from medgen.evaluation.masks import body_mask
-from medgen.metrics.pixel import mae, nmse, psnr, ssim
+from medgen.metrics.pixel import RADIUS, mae, nmse, psnr, ssim
 
 METRICS = ("psnr", "ssim", "nmse", "mae")
 Predict = Callable[[Tensor], Tensor]
@@ -89,12 +90,12 @@ def evaluate_translation(
 
 
 def score(made: Tensor, target: Tensor, mask: Tensor, subject: str, data_range: float, zero: float) -> list[Row]:
-    """The four metrics of one volume (1, C, *S) in the body and in the whole image."""
+    """The four metrics of one volume (1, C, *S) in the body and in the whole image; SSIM is NaN where an axis is too short for it."""
     rows = []
     for region, where in (("body", mask), ("whole", None)):
         values = {
             "psnr": psnr(made, target, data_range, where),
-            "ssim": ssim(made, target, data_range, where),
+            "ssim": ssim(made, target, data_range, where) if min(target.shape[2:]) > 2 * RADIUS else math.nan,
             "nmse": nmse(made, target, data_range, where, zero=zero),
             "mae": mae(made, target, data_range, where),
         }

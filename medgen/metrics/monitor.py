@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from medgen.metrics.feature import describe, kernel_distance
 from medgen.metrics.pixel import psnr
 
 
@@ -20,3 +21,14 @@ class PSNR:
 
     def __call__(self, made: Tensor, real: Tensor) -> float:
         return float(psnr(made, real, self.data_range).mean())
+
+
+@dataclass(frozen=True)
+class FeatureDistance:
+    """Unbiased kernel distance of the fixed feature between samples and held-out images; near 0 for equal distributions."""
+
+    name: ClassVar[str] = "kernel_distance"
+    best: ClassVar[str] = "min"
+
+    def __call__(self, made: Tensor, real: Tensor) -> float:
+        return kernel_distance(describe(made), describe(real))
