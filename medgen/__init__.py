@@ -3,7 +3,13 @@
 from importlib import import_module
 
 __version__ = "0.1.0"
-_LAZY = {"load": "medgen.inference", "Pretrained": "medgen.inference", "Volume": "medgen.core.volume", "save": "medgen.checkpoint", "build": "medgen.checkpoint"}
+_LAZY = {
+    "load": "medgen.inference",
+    "Pretrained": "medgen.inference",
+    "Volume": "medgen.core.volume",
+    "save": "medgen.checkpoint",
+    "build": "medgen.checkpoint",
+}
 __all__ = ["Pretrained", "Volume", "build", "load", "save"]
 
 

@@ -106,7 +106,9 @@ def _load_weights(model: GenerativeModel, path: Path) -> None:
     own = model.state_dict()
     wrong = sorted((set(own) ^ set(state)) | {k for k in set(own) & set(state) if own[k].shape != state[k].shape})
     if wrong:
-        raise MedgenError(f"{path} does not fit its recipe: {len(wrong)} tensors differ, first '{wrong[0]}'; the folder mixes two checkpoints")
+        raise MedgenError(
+            f"{path} does not fit its recipe: {len(wrong)} tensors differ, first '{wrong[0]}'; the folder mixes two checkpoints"
+        )
     model.load_state_dict(state)
 
 
@@ -136,7 +138,9 @@ def resolve(name: str, trusted: bool = False) -> Any:
     name = RENAMES.get(name, name) if isinstance(name, str) else str(name)
     parts = name.split(".")
     if not trusted and name not in LIBRARY and (parts[0] != "medgen" or len(parts) < 3 or parts[1] not in ROOMS):
-        raise MedgenError(f"the recipe names '{name}', which a checkpoint may not build: only medgen's own model classes; do not trust this file")
+        raise MedgenError(
+            f"the recipe names '{name}', which a checkpoint may not build: only medgen's own model classes; do not trust this file"
+        )
     module_name, _, attribute = name.rpartition(".")
     try:
         found = getattr(import_module(module_name), attribute)

@@ -44,7 +44,7 @@ def resume_run(folder: Path, overrides: Sequence[str]) -> int:
     for override in overrides:
         key, _, value = override.partition("=")
         if OmegaConf.select(config, key, throw_on_missing=False) is None:
-            raise MedgenError(f"{key} is not a key of this run's configuration; a resumed run takes changes of existing values such as training.steps=4000")
+            raise MedgenError(f"{key} is not a key of this run's configuration; a resumed run takes changes such as training.steps=4000")
         OmegaConf.update(config, key, OmegaConf.create(f"v: {value}").v)
     print(f"run folder: {folder}", flush=True)
     return train(OmegaConf.to_container(config), folder, read_training_state(folder / "checkpoints"))
@@ -82,12 +82,16 @@ def contract_of(task: Task, facts: Config) -> Contract:
     """The contract of a new model: what the task asks for and what the data are."""
     missing = [c for c in (*task.target, *task.source) if c not in facts["intensity"]]
     if missing:
-        raise MedgenError(f"the task needs channel '{missing[0]}', the data offer {', '.join(facts['intensity'])}; set data.source.channels or the task's")
+        raise MedgenError(
+            f"the task needs channel '{missing[0]}', the data offer {', '.join(facts['intensity'])}; set data.source.channels or the task's"
+        )
     for kind in ("attributes", "labels"):
         for name, classes in getattr(task, kind).items():
             offered = facts.get(kind, {})
             if name not in offered:
-                raise MedgenError(f"the task needs {kind[:-1]} '{name}', the data offer {', '.join(offered) or 'none'}; set data.source.{kind}")
+                raise MedgenError(
+                    f"the task needs {kind[:-1]} '{name}', the data offer {', '.join(offered) or 'none'}; set data.source.{kind}"
+                )
             if offered[name] != classes:
                 raise MedgenError(f"task.{kind}.{name} says {classes} classes, the data have {offered[name]}; make them equal")
     intensity = {c: facts["intensity"][c] for c in (*task.target, *task.source)}

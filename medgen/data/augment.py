@@ -48,7 +48,12 @@ class Augment:
             for second in range(first + 1, dims):
                 angle = math.radians(rng.uniform(-self.rotation, self.rotation))
                 turn = np.eye(dims)
-                turn[[first, first, second, second], [first, second, first, second]] = [math.cos(angle), -math.sin(angle), math.sin(angle), math.cos(angle)]
+                turn[[first, first, second, second], [first, second, first, second]] = [
+                    math.cos(angle),
+                    -math.sin(angle),
+                    math.sin(angle),
+                    math.cos(angle),
+                ]
                 linear = linear @ turn
         if self.mirror is not None and rng.random() < 0.5:
             linear[:, dims - 1 - self.mirror] *= -1

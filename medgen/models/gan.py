@@ -32,7 +32,13 @@ class GAN(GenerativeModel):
     """
 
     def __init__(
-        self, generator: nn.Module, critic: nn.Module, objective: Objective, penalty: R1 | None = None, latent: int = 0, reconstruction: float = 0.0
+        self,
+        generator: nn.Module,
+        critic: nn.Module,
+        objective: Objective,
+        penalty: R1 | None = None,
+        latent: int = 0,
+        reconstruction: float = 0.0,
     ):
         super().__init__()
         self.generator, self.critic, self.objective = generator, critic, objective

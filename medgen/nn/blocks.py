@@ -44,8 +44,8 @@ class Pointwise(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         if is_channels_last(x):
             return F.linear(x.movedim(1, -1), self.weight, self.bias).movedim(-1, 1)
-        y = torch.matmul(self.weight, x.flatten(2)) + self.bias[:, None]
-        return y.unflatten(2, x.shape[2:])
+        y = torch.bmm(self.weight.expand(len(x), -1, -1), x.flatten(2))
+        return y.add_(self.bias.to(y.dtype)[:, None]).unflatten(2, x.shape[2:])
 
 
 class Upsample(nn.Module):

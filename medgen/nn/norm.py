@@ -52,7 +52,7 @@ def norm_silu(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float =
     """silu(weight * group_norm(x) + bias) for x (B, C, *S), weight and bias (B, C); dispatches on the layout of x."""
     if torch.compiler.is_compiling():
         return _plain(x, weight, bias, groups, eps)
-    kernel = _Rows if is_channels_last(x) else _Planes
+    kernel = _Rows if is_channels_last(x) and x.device.type == "cpu" else _Planes
     with torch.autocast(x.device.type, enabled=False):
         return kernel.apply(x, weight, bias, groups, eps)
 
@@ -74,8 +74,9 @@ class _Planes(Function):
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
         x = x.contiguous()
-        ctx.eps, ctx.sizes = eps, (1, weight.numel(), x[0, 0].numel(), len(x) * groups)
-        y, mean, rstd = _native(x, weight, bias, ctx.sizes, eps)
+        flat = x.view(1, weight.numel(), -1)
+        ctx.sizes = (1, weight.numel(), flat.shape[2], len(x) * groups)
+        y, mean, rstd = torch.ops.aten.native_group_norm(flat, _kernel_weight(weight, x), _kernel_weight(bias, x), *ctx.sizes, eps)
         ctx.save_for_backward(x, weight, bias, mean, rstd)
         return F.silu(y, inplace=True).view(x.shape)
 
@@ -83,18 +84,15 @@ class _Planes(Function):
     @once_differentiable
     def backward(ctx, grad: Tensor):
         x, weight, bias, mean, rstd = ctx.saved_tensors
-        y = _native(x, weight, bias, ctx.sizes, ctx.eps)[0]
-        grad = torch.ops.aten.silu_backward(grad.contiguous().view(y.shape), y)
+        flat = x.view(1, weight.numel(), -1)
+        wide_mean, wide_rstd = (_per_channel(s.reshape(len(x), -1).to(weight.dtype), weight) for s in (mean, rstd))
+        y = _mapped(flat, weight * wide_rstd, bias - wide_mean * weight * wide_rstd)
+        grad = torch.ops.aten.silu_backward(grad.contiguous().view(flat.shape), y)
         needed = [True, True, True]
         dx, dw, db = torch.ops.aten.native_group_norm_backward(
-            grad, x.view(y.shape), mean, rstd, _kernel_weight(weight, x), *ctx.sizes, needed
+            grad, flat, mean, rstd, _kernel_weight(weight, x), *ctx.sizes, needed
         )
         return dx.view(x.shape), dw.view(weight.shape).to(weight.dtype), db.view(bias.shape).to(bias.dtype), None, None
-
-
-def _native(x: Tensor, weight: Tensor, bias: Tensor, sizes: tuple[int, ...], eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    flat = x.view(1, sizes[1], -1)
-    return torch.ops.aten.native_group_norm(flat, _kernel_weight(weight, x), _kernel_weight(bias, x), *sizes, eps)
 
 
 def _kernel_weight(weight: Tensor, x: Tensor) -> Tensor:
@@ -103,58 +101,69 @@ def _kernel_weight(weight: Tensor, x: Tensor) -> Tensor:
 
 
 class _Rows(Function):
-    """Channels-last tensors as (B, P, C). With z = a x + b per sample and channel, everything is sums over P and maps along C."""
+    """Channels-last tensors, with the batch-normalisation kernels, which are fast there: sample by sample a normalisation per channel."""
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
-        rows = _rows(x)
-        mean, rstd = _moments(rows, groups, weight.dtype, eps)
+        mean, rstd = _moments(x, groups, weight, eps)
         ctx.groups = groups
         ctx.save_for_backward(x, weight, bias, mean, rstd)
-        return F.silu(_scaled(rows, weight, bias, mean, rstd), inplace=True).mT.view(x.shape)
+        return F.silu(_mapped(x, weight * rstd, bias - mean * weight * rstd), inplace=True)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor):
         x, weight, bias, mean, rstd = ctx.saved_tensors
-        rows = _rows(x)
-        grad = torch.ops.aten.silu_backward(
-            _rows(grad.contiguous(memory_format=CHANNELS_LAST[x.ndim])), _scaled(rows, weight, bias, mean, rstd)
-        )
-        total = grad.sum(1, dtype=weight.dtype)
-        product = (grad * rows).sum(1, dtype=weight.dtype)
-        dweight = (product - mean * total) * rstd
-        count = rows.shape[1] * (rows.shape[2] // ctx.groups)
-        slope = rstd * _group_sum(weight * dweight, ctx.groups) / count
-        level = _group_sum(weight * total, ctx.groups) / count
-        dx = torch.addcmul(_row(rstd * (mean * slope - level), x), rows, _row(-rstd * slope, x))
-        dx = dx.addcmul_(grad, _row(weight * rstd, x))
-        return dx.mT.view(x.shape), dweight, total, None, None
+        y = _mapped(x, weight * rstd, bias - mean * weight * rstd)
+        grad = torch.ops.aten.silu_backward(grad.contiguous(memory_format=CHANNELS_LAST[x.ndim]), y)
+        dweight, dbias = _sums(grad, x, mean, rstd)
+        count = weight.shape[1] // ctx.groups * x[0, 0].numel()
+        slope, level = (_per_channel(_per_group(weight * s, ctx.groups).sum(2) / count, weight) for s in (dweight, dbias))
+        dx = _mapped(x, -rstd * rstd * slope, rstd * (mean * rstd * slope - level))
+        return _add_scaled(dx, grad, weight * rstd), dweight, dbias, None, None
 
 
-def _rows(x: Tensor) -> Tensor:
-    """(B, C, *S) in channels-last layout -> (B, P, C), contiguous, without a copy."""
-    return x.flatten(2).mT
+def _per_group(value: Tensor, groups: int) -> Tensor:
+    return value.unflatten(1, (groups, -1))
 
 
-def _row(value: Tensor, x: Tensor) -> Tensor:
-    return value.unsqueeze(1).to(x.dtype)
+def _per_channel(value: Tensor, like: Tensor) -> Tensor:
+    """(B, G) -> (B, C)."""
+    return value.repeat_interleave(like.shape[1] // value.shape[1], 1)
 
 
-def _group_sum(value: Tensor, groups: int) -> Tensor:
-    """(B, C) -> (B, C), each channel with the sum of its group."""
-    sums = value.unflatten(1, (groups, -1)).sum(2, keepdim=True)
-    return sums.expand(-1, -1, value.shape[1] // groups).flatten(1)
-
-
-def _moments(rows: Tensor, groups: int, dtype: torch.dtype, eps: float) -> tuple[Tensor, Tensor]:
+def _moments(x: Tensor, groups: int, like: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Mean and 1 / standard deviation (B, C) of each channel's group."""
-    count = rows.shape[1] * (rows.shape[2] // groups)
-    mean = _group_sum(rows.sum(1, dtype=dtype), groups) / count
-    variance = _group_sum((rows - _row(mean, rows)).square_().sum(1, dtype=dtype), groups) / count
-    return mean, torch.rsqrt(variance + eps)
+    pairs = [torch.batch_norm_update_stats(row, None, None, 0.0) for row in x.split(1)]
+    mean, variance = (_per_group(torch.stack(part).to(like.dtype), groups) for part in zip(*pairs, strict=True))
+    group_mean = mean.mean(2)
+    variance = (variance + (mean - group_mean[..., None]).square()).mean(2)
+    return _per_channel(group_mean, like), _per_channel(torch.rsqrt(variance + eps), like)
 
 
-def _scaled(rows: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
-    factor = weight * rstd
-    return torch.addcmul(_row(bias - mean * factor, rows), rows, _row(factor, rows))
+def _mapped(x: Tensor, factor: Tensor, offset: Tensor) -> Tensor:
+    """factor * x + offset with a number per sample and channel (B, C), by the kernel that normalises with given statistics."""
+    result = torch.empty_like(x)
+    factor, offset = factor.reshape(x.shape[:2]), offset.reshape(x.shape[:2])
+    unused, zeros, ones = factor.new_empty(0), torch.zeros_like(factor[0]), torch.ones_like(factor[0])
+    for row, target, a, b in zip(x.split(1), result.split(1), factor, offset, strict=True):
+        torch.ops.aten.native_batch_norm.out(
+            row, a, b, zeros, ones, False, 0.0, 0.0, out=target, save_mean=unused, save_invstd=unused
+        )
+    return result
+
+
+def _sums(grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums over the grid of grad * (x - mean) * rstd and of grad, (B, C) each."""
+    pairs = [
+        torch.ops.aten.native_batch_norm_backward(g, row, None, None, None, m, r, True, 0.0, [False, True, True])[1:]
+        for g, row, m, r in zip(grad.split(1), x.split(1), mean, rstd, strict=True)
+    ]
+    return tuple(torch.stack(part).to(mean.dtype) for part in zip(*pairs, strict=True))
+
+
+def _add_scaled(total: Tensor, x: Tensor, factor: Tensor) -> Tensor:
+    """total + factor * x, in place; factor (B, C)."""
+    rows = factor.unsqueeze(1).to(x.dtype)
+    total.flatten(2).mT.addcmul_(x.flatten(2).mT, rows)
+    return total

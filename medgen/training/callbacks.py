@@ -23,7 +23,9 @@ class Log(L.Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if pl_module.step % self.every == 0:
-            self._send(trainer, {f"train/{k}": float(v) for k, v in pl_module.terms.items()} | {"skipped": pl_module.skipped}, pl_module.step)
+            self._send(
+                trainer, {f"train/{k}": float(v) for k, v in pl_module.terms.items()} | {"skipped": pl_module.skipped}, pl_module.step
+            )
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         if pl_module.validation.values:

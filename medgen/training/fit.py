@@ -115,7 +115,9 @@ class Fit(L.LightningModule):
 
     def _report_skip(self, phase: Phase, batch: Mapping[str, Any]) -> None:
         self.skipped += 1
-        log.warning("step %d: %s update skipped, first non-finite tensor: %s", self.step, phase.name, first_bad(batch, self.terms, phase.module))
+        log.warning(
+            "step %d: %s update skipped, first non-finite tensor: %s", self.step, phase.name, first_bad(batch, self.terms, phase.module)
+        )
 
     def _parameters_of(self, optimizer: str) -> list[nn.Parameter]:
         phases = [p for p in self.model.phases if (p.optimizer or p.name) == optimizer]

@@ -106,7 +106,9 @@ def read_training_state(folder: Path) -> dict[str, Any]:
     """The training state of a run's `last` checkpoint; nothing but tensors and plain data is unpickled."""
     path = existing(folder / "last") / "training.pt"
     if not path.is_file():
-        raise MedgenError(f"nothing to resume: {path} is missing. Give the run folder that `train.py` printed; a run saves every save_every steps")
+        raise MedgenError(
+            f"nothing to resume: {path} is missing. Give the run folder that `train.py` printed; a run saves every save_every steps"
+        )
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
@@ -127,7 +129,9 @@ class replacing:
         if error is not None:
             shutil.rmtree(self.partial, ignore_errors=True)
             if isinstance(error, OSError):
-                raise MedgenError(f"could not save {self.folder} ({error}); the checkpoint before it is untouched. Free some space and resume") from error
+                raise MedgenError(
+                    f"could not save {self.folder} ({error}); the checkpoint before it is untouched. Free some space and resume"
+                ) from error
             return
         shutil.rmtree(self.previous, ignore_errors=True)
         if self.folder.exists():

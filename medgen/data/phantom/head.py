@@ -47,6 +47,10 @@ class Hull:
     stem: Array
     inner: Array
 
+    def at(self, index: Array) -> Hull:
+        """The same for some of the points."""
+        return Hull(self.cerebrum[index], self.cerebellum[index], self.stem[index], self.inner[index])
+
 
 def hull(p: Points, gap: float) -> Hull:
     """The outlines; `gap` (mm) is the CSF between the brain and the skull."""

@@ -12,8 +12,9 @@ from medgen.core.errors import MedgenError, nearest
 from medgen.core.intensity import CTWindow, IntensityMap, MRPercentile
 from medgen.core.random import generator
 from medgen.data.manifest import EmptySplit
-from medgen.data.phantom.anatomy import LESION, TISSUES, Brain, Grid
+from medgen.data.phantom.anatomy import Brain, Grid
 from medgen.data.phantom.contrast import IMAGES, bias_field, check_field, clean, noisy, typical_high
+from medgen.data.phantom.paint import LESION, TISSUES
 from medgen.data.source import Case
 
 LABELS = {"tissue": len(TISSUES), "lesion": 2}

@@ -1,0 +1,5 @@
+"""`python -m medgen`."""
+
+from medgen.cli.main import main
+
+main()

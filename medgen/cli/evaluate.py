@@ -1,0 +1,128 @@
+"""`medgen evaluate`: numbers and pictures of a model on the images of a manifest."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from medgen.cli.loading import given, pretrained
+from medgen.core.errors import MedgenError
+from medgen.core.volume import Volume
+from medgen.data.checks import check_pair
+from medgen.data.files import FileData, Options
+from medgen.data.manifest import Manifest
+from medgen.data.readers import read
+from medgen.evaluation.report import free_paths, summary, write_report
+from medgen.evaluation.samples import write_samples_report
+from medgen.evaluation.volumes import Evaluation, PairedCase, evaluate_translation
+from medgen.inference import Pretrained
+
+
+def run(options: argparse.Namespace) -> None:
+    """Translation: PSNR, SSIM, NMSE and MAE per volume. Synthesis: feature distance and nearest neighbours. JSON and PNG."""
+    name = "evaluation"
+    free_paths(options.output, name, options.overwrite)
+    model = pretrained(options)
+    manifest = Manifest.read(options.data)
+    if model.task.source:
+        evaluation = translation(model, manifest, options)
+        paths = write_report(evaluation, options.output, name, options.overwrite)
+        print(table(evaluation))
+        print(f"written: {', '.join(map(str, paths))}")
+        return
+    report = synthesis(model, options, name)
+    ratio, share = report["frechet"]["ratio"], report["nearest_training"]["share_nearer_than_5th_percentile"]
+    print(f"feature distance: {ratio:.2f} times the real-against-real floor; nearer to training than held-out images' 5 %: {share:.0%}")
+    print(f"written: {Path(options.output) / name}.json and .png")
+
+
+def translation(model: Pretrained, manifest: Manifest, options: argparse.Namespace) -> Evaluation:
+    """Every volume of the split on the model's grid, in network units."""
+    rows = manifest.split(options.split)
+    rows.require_files((*model.task.source, *model.task.target))
+    conditions = given(options)
+    grids: dict[int, dict[str, Volume]] = {}
+
+    def cases() -> Iterator[PairedCase]:
+        for row in rows.rows:
+            volumes = {c: read(rows.file(row, c)) for c in (*model.task.source, *model.task.target)}
+            check_pair(volumes, f"{rows.path}: subject {row['subject']}")
+            grids.clear()
+            source = {c: volumes[c] for c in model.task.source}
+            case = PairedCase(row["subject"], stacked(model, source), stacked(model, {c: volumes[c] for c in model.task.target}))
+            grids[id(case.source)] = source
+            yield case
+
+    def predict(source: Tensor) -> Tensor:
+        made, _ = model.predict_on_grid(grids[id(source)], options.seed, conditions, options.draws)
+        return torch.from_numpy(np.ascontiguousarray(made))[None]
+
+    axis = 2 if model.contract.slice_axis is None else model.contract.slice_axis
+    evaluation = evaluate_translation(predict, cases(), slice_axis=axis)
+    evaluation.protocol |= {
+        "model": str(model.folder),
+        "data": f"{manifest.path}, split {options.split}",
+        "seed": str(options.seed),
+        "draws": str(options.draws),
+        "grid": f"{model.contract.orientation}, spacing {model.contract.spacing} mm, slices along axis {model.contract.slice_axis}",
+    }
+    return evaluation
+
+
+def stacked(model: Pretrained, volumes: dict[str, Volume]) -> Tensor:
+    """Channels in network units on the model's grid: (1, K, *S)."""
+    arrays = [model.on_grid(volume, channel).array for channel, volume in volumes.items()]
+    return torch.from_numpy(np.ascontiguousarray(np.concatenate(arrays)))[None]
+
+
+def synthesis(model: Pretrained, options: argparse.Namespace, name: str) -> dict[str, Any]:
+    """Samples against the split's images, with the training split as what might have been copied."""
+    contract = model.contract
+    rules = {c: {k: v for k, v in contract.intensity[c].items() if k != "typical"} for c in contract.target}
+    data = FileData(options.data, rules, contract.size, spacing=contract.spacing, slice_axis=contract.slice_axis, options=Options())
+    real = {split: images(data, split, contract.target) for split in ("train", options.split)}
+    volumes = model.generate(options.n, options.seed, given(options))
+    made = torch.stack([network_units(model, v) for v in volumes])
+    if made.shape[1:] != real["train"].shape[1:]:
+        raise MedgenError(f"samples have shape {tuple(made.shape[1:])}, the data's images {tuple(real['train'].shape[1:])}")
+    return write_samples_report(
+        made, real["train"], real[options.split], options.output, name, options.overwrite, contract.spacing is not None
+    )
+
+
+def network_units(model: Pretrained, volume: Volume) -> Tensor:
+    """A generated volume back in network units, without the thin axis of a slice: (C, *S)."""
+    contract = model.contract
+    channels = [contract.map_of(c).forward(volume.array[i], **contract.typical(c)) for i, c in enumerate(contract.target)]
+    array = np.stack(channels)
+    if contract.slice_axis is not None and volume.affine is not None:
+        array = array.squeeze(contract.slice_axis + 1)
+    return torch.from_numpy(np.ascontiguousarray(array, np.float32))
+
+
+def images(data: FileData, split: str, channels: tuple[str, ...]) -> Tensor:
+    """All cases of a split: (N, C, *S)."""
+    cases = data.split(split)
+    rng = np.random.default_rng(0)
+    rows = (cases.case(i, rng) for i in range(len(cases)))
+    return torch.from_numpy(np.stack([np.concatenate([row[c] for c in channels]) for row in rows]))
+
+
+def table(evaluation: Evaluation) -> str:
+    """The means and intervals for the terminal."""
+    data = summary(evaluation)
+    lines = [f"{data['n_volumes']} volumes of {data['n_subjects']} subjects, data range {data['data_range']:g}"]
+    for region, metrics in data["regions"].items():
+        cells = []
+        for metric, entry in metrics.items():
+            interval = entry.get("interval")
+            text = f"{metric} {entry['mean']:.4g}" if entry.get("mean") is not None else f"{metric} -"
+            cells.append(text + (f" [{interval[0]:.4g}, {interval[1]:.4g}]" if interval else ""))
+        lines.append(f"  {region:<6} {'  '.join(cells)}")
+    return "\n".join(lines)

@@ -1,0 +1,126 @@
+"""The `medgen` command. Heavy libraries are imported by the command that needs them."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from medgen.core.errors import MedgenError
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry of `medgen`; one sentence and status 2 on bad input."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == ["train"]:
+        from medgen.cli.train import main as train
+
+        return train(arguments[1:])
+    options = parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except MedgenError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands and their options."""
+    top = argparse.ArgumentParser(prog="medgen", description="Generative models for medical imaging: train, generate, translate, evaluate.")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands.add_parser("train", help="train a model (the same as `python train.py`; see `medgen train --help`)", add_help=False)
+    _generate(commands.add_parser("generate", help="draw new images from a model"))
+    _translate(commands.add_parser("translate", help="make the target modality of an image"))
+    _evaluate(commands.add_parser("evaluate", help="score a model on the images of a manifest"))
+    _zoo(commands.add_parser("zoo", help="list, show or add pretrained models"))
+    _demo(commands.add_parser("demo", help="train a small diffusion model on drawn brains and report"))
+    return top
+
+
+def _generate(parser: argparse.ArgumentParser) -> None:
+    _model(parser)
+    _output(parser)
+    parser.add_argument("-n", type=_positive, default=8, help="how many images (default 8)")
+    parser.add_argument("--format", choices=("nii", "png", "npy"), default="nii", help="file format (default nii, gzipped)")
+    parser.add_argument("--size", type=_positive, nargs="+", help="another grid than the model's own, such as --size 96 96")
+    parser.add_argument("--batch", type=_positive, default=8, help="images made at once (default 8)")
+    parser.set_defaults(run=_lazy("generate"))
+
+
+def _translate(parser: argparse.ArgumentParser) -> None:
+    _model(parser)
+    parser.add_argument("input", nargs="+", metavar="INPUT", help="a file, or channel=file for each source channel of the model")
+    parser.add_argument("-o", "--output", required=True, help="file to write: .nii.gz, .nii, .npy or .png")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
+    parser.add_argument("--draws", type=_positive, default=1, help="samples to average (default 1)")
+    parser.set_defaults(run=_lazy("translate"))
+
+
+def _evaluate(parser: argparse.ArgumentParser) -> None:
+    _model(parser)
+    _output(parser)
+    parser.add_argument("--data", required=True, help="manifest (CSV) with columns subject, split and the model's channels")
+    parser.add_argument("--split", default="test", help="split to score (default test)")
+    parser.add_argument("--draws", type=_positive, default=1, help="translation: samples to average (default 1)")
+    parser.add_argument("-n", type=_positive, default=64, help="synthesis: samples to draw (default 64)")
+    parser.set_defaults(run=_lazy("evaluate"))
+
+
+def _zoo(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    shown = actions.add_parser("list", help="names, tasks and headline numbers")
+    shown.add_argument("--json", action="store_true", help="as JSON")
+    actions.add_parser("show", help="the card of a model").add_argument("model")
+    add = actions.add_parser("add", help="copy a trained model into a zoo folder")
+    add.add_argument("model", help="run or checkpoint folder")
+    add.add_argument("name", help="name in the zoo")
+    add.add_argument("--zoo", default="zoo", help="zoo folder (default ./zoo)")
+    add.add_argument("--card", help="Markdown file with the model's card")
+    add.add_argument("--overwrite", action="store_true", help="replace a model of that name")
+    parser.set_defaults(run=_lazy("zoo"))
+
+
+def _demo(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-o", "--output", default="demo", help="folder for the report and samples (default ./demo)")
+    parser.add_argument("--short", action="store_true", help="a few steps: checks that everything runs, learns nothing")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier demo in that folder")
+    parser.set_defaults(run=_lazy("demo"))
+
+
+def _model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="zoo name, run folder, checkpoint folder or hf://owner/repo")
+    parser.add_argument("--seed", type=int, default=0, help="of all random draws (default 0)")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 or auto (default)")
+    parser.add_argument("--sampler", help="walk the reverse process another way: euler, heun, ddim")
+    parser.add_argument("--steps", type=_positive, help="sampler steps")
+    parser.add_argument("--guidance", type=float, help="classifier-free guidance scale; 1 is none")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a condition, such as label=1 (repeatable)")
+
+
+def _output(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-o", "--output", required=True, help="folder to write to")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing files")
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
+def _lazy(command: str):
+    """The command's function, imported when it is called."""
+
+    def run(options: argparse.Namespace) -> None:
+        from importlib import import_module
+
+        import_module(f"medgen.cli.{command}").run(options)
+
+    return run
+
+
+if __name__ == "__main__":
+    main()
