@@ -10,8 +10,11 @@ from torch import Tensor
 
 
 def generator(*key: int) -> np.random.Generator:
-    """A counter-based generator (Philox 4x64, Salmon et al. 2011) for a key of non-negative integers."""
-    state = np.random.SeedSequence(key).generate_state(2, np.uint64)
+    """A counter-based generator (Philox 4x64, Salmon et al. 2011) for a key of non-negative integers.
+
+    The key's length enters too: numpy pads short keys with zeros, so that (1, 2) and (1, 2, 0) would be one stream.
+    """
+    state = np.random.SeedSequence((len(key), *key)).generate_state(2, np.uint64)
     return np.random.Generator(np.random.Philox(key=state))
 
 
