@@ -10,8 +10,9 @@ from medgen.core.intensity import MRPercentile
 from medgen.core.random import generator
 from medgen.data.manifest import EmptySplit
 from medgen.data.phantom import contrast, shapes
-from medgen.data.phantom.anatomy import CSF, DEEP, GM, LESION, TISSUES, WM, Brain, Grid
+from medgen.data.phantom.anatomy import Brain, Grid
 from medgen.data.phantom.export import write_phantoms
+from medgen.data.phantom.paint import CSF, DEEP, GM, LESION, TISSUES, WM
 from medgen.data.phantom.source import FIRST, PhantomData
 
 GRID = Grid.centred((64, 64, 64))
@@ -234,6 +235,14 @@ def test_cases_depend_on_nothing_but_their_index():
     assert not np.array_equal(first[0]["t1"], first[1]["t1"])
     other = PhantomData(data.channels, (40, 40), {"train": 3}, slices=3, seed=3).split("train").case(0, RNG)
     assert not np.array_equal(other["t1"], first[0]["t1"])
+
+
+def test_a_case_can_be_changed_without_changing_the_data():
+    cases = PhantomData(("t1",), (16, 16), {"train": 1}).split("train")
+    first = cases.case(3, RNG)
+    before = first["t1"].copy()
+    first["t1"] += 5
+    assert np.array_equal(cases.case(3, RNG)["t1"], before)
 
 
 def test_channels_are_drawn_independently_of_each_other():

@@ -20,6 +20,7 @@ from medgen.data.source import Case
 LABELS = {"tissue": len(TISSUES), "lesion": 2}
 FIRST = {"train": 0, "validation": 1_000_000, "test": 2_000_000}
 HEIGHTS = (-24.0, 64.0)
+_KEEP = 64 << 20
 
 
 class PhantomData:
@@ -121,11 +122,13 @@ class PhantomData:
 
 
 class PhantomCases:
-    """The cases of one split: `count` subjects from index `first` of the population."""
+    """The cases of one split: `count` subjects from index `first` of the population. The first 64 MiB drawn in a process are kept."""
 
     def __init__(self, data: PhantomData, first: int, count: int):
         self.data, self.first, self.count = data, first, count
         self._each = data.slices if len(data.size) == 2 else 1
+        self._kept: dict[int, Case] = {}
+        self._room = _KEEP
 
     def __len__(self) -> int:
         return self.count * self._each
@@ -134,16 +137,25 @@ class PhantomCases:
         """Slice or volume `index`; nothing in it is random beyond the seed, so `rng` is not used."""
         if not 0 <= index < len(self):
             raise IndexError(f"case {index} of {len(self)}")
+        case = self._kept.get(index) or self._draw(index)
+        return {name: value.copy() if isinstance(value, np.ndarray) else value for name, value in case.items()}
+
+    def _draw(self, index: int) -> Case:
         subject, number = divmod(index, self._each)
         brain = _brain(self.data.seed, self.first + subject)
         grid = self.data.grid(brain, number)
         stack = brain.stack(grid)
         case: Case = {name: self._channel(name, brain, grid, stack, number) for name in self.data.channels}
-        return case | {
+        size = sum(image.nbytes for image in case.values())
+        case |= {
             "label": int(brain.has_lesion),
             "affine": grid.affine.astype(np.float32),
             "subject": f"phantom-{brain.seed}-{brain.index:07d}",
         }
+        if self._room >= size:
+            self._room -= size
+            self._kept[index] = case
+        return case
 
     def _channel(self, name: str, brain: Brain, grid: Grid, stack: np.ndarray, number: int) -> np.ndarray:
         if name == "tissue":
