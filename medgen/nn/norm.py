@@ -89,9 +89,7 @@ class _Planes(Function):
         y = _mapped(flat, weight * wide_rstd, bias - wide_mean * weight * wide_rstd)
         grad = torch.ops.aten.silu_backward(grad.contiguous().view(flat.shape), y)
         needed = [True, True, True]
-        dx, dw, db = torch.ops.aten.native_group_norm_backward(
-            grad, flat, mean, rstd, _kernel_weight(weight, x), *ctx.sizes, needed
-        )
+        dx, dw, db = torch.ops.aten.native_group_norm_backward(grad, flat, mean, rstd, _kernel_weight(weight, x), *ctx.sizes, needed)
         return dx.view(x.shape), dw.view(weight.shape).to(weight.dtype), db.view(bias.shape).to(bias.dtype), None, None
 
 
@@ -147,9 +145,7 @@ def _mapped(x: Tensor, factor: Tensor, offset: Tensor) -> Tensor:
     factor, offset = factor.reshape(x.shape[:2]), offset.reshape(x.shape[:2])
     unused, zeros, ones = factor.new_empty(0), torch.zeros_like(factor[0]), torch.ones_like(factor[0])
     for row, target, a, b in zip(x.split(1), result.split(1), factor, offset, strict=True):
-        torch.ops.aten.native_batch_norm.out(
-            row, a, b, zeros, ones, False, 0.0, 0.0, out=target, save_mean=unused, save_invstd=unused
-        )
+        torch.ops.aten.native_batch_norm.out(row, a, b, zeros, ones, False, 0.0, 0.0, out=target, save_mean=unused, save_invstd=unused)
     return result
 
 
