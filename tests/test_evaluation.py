@@ -48,6 +48,17 @@ def test_the_body_by_a_given_threshold_takes_any_channel():
         masks.body_mask(channels, threshold=2.0)
 
 
+def test_a_body_cut_by_the_image_border_keeps_what_is_open_to_it():
+    """A ring that leaves the image is open: its inside is air. One that closes inside the image is filled."""
+    image = torch.full((30, 30), -1.0)
+    image[2:28, 2:4] = image[2:28, 20:22] = image[2:4, 2:22] = image[26:28, 2:22] = 0.5
+    closed = masks.body_mask(image[None], threshold=0.0)[0]
+    assert bool(closed[15, 10])
+    opened = masks.body_mask(image[None, 5:26], threshold=0.0)[0]
+    assert not bool(opened[10, 10])
+    assert torch.equal(opened[:, 2:4], image[5:26, 2:4] > 0)
+
+
 def test_parts_and_holes_are_scipys_on_a_random_maze():
     from scipy import ndimage
 

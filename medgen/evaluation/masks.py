@@ -28,7 +28,10 @@ def body_mask(image: Tensor, threshold: float | None = None) -> Tensor:
         foreground |= _foreground(channel) if threshold is None else channel > threshold
     if not bool(foreground.any()):
         raise MedgenError("no body found: the image is constant or wholly below the threshold")
-    return torch.from_numpy(filled(largest(foreground.numpy())))[None].to(image.device)
+    box = _box(foreground)
+    body = torch.zeros_like(foreground)
+    body[box] = torch.from_numpy(filled(largest(foreground[box].numpy())))
+    return body[None].to(image.device)
 
 
 def largest(foreground: np.ndarray) -> np.ndarray:
@@ -66,6 +69,12 @@ def _sweep(reached: np.ndarray, allowed: np.ndarray, axis: int, backwards: bool)
     last_reached = np.maximum.accumulate(place * reached, axis)
     last_wall = np.maximum.accumulate(place * ~allowed, axis)
     return last_reached > last_wall
+
+
+def _box(foreground: Tensor) -> tuple[slice, ...]:
+    """The bounding box with one voxel of air around it, so that nothing more is searched."""
+    ends = [torch.nonzero(foreground.movedim(axis, 0).flatten(1).any(1)) for axis in range(foreground.ndim)]
+    return tuple(slice(max(int(e[0]) - 1, 0), int(e[-1]) + 2) for e in ends)
 
 
 def _bulk(foreground: np.ndarray) -> np.ndarray:
