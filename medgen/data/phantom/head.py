@@ -61,7 +61,7 @@ def hull(p: Points, gap: float) -> Hull:
     whole = _cerebrum(a, y, z)
     inner = smooth_max(smooth_max(whole, cerebellum, 14.0), stem - 2.0, 20.0) + gap
     cistern = smooth_max(ellipsoid(p, (0, -2, -26), (20, 14, 16)), ellipsoid(p, (0, -40, -2), (7, 4, 7)), 3.0)
-    away = np.minimum(-2.2 - cerebellum, np.maximum(-3.0 - stem, z + 7.0))
+    away = np.minimum(-2.2 - cerebellum, np.maximum(-2.6 - stem, z + 9.0 + 0.35 * (y + 20.0)))
     cerebrum = smooth_min(smooth_min(whole, away, 3.0), -cistern, 4.0)
     return Hull(cerebrum, cerebellum, stem, inner)
 
@@ -95,7 +95,7 @@ def fissure(p: Points, sway: Array) -> Array:
 def sylvian(p: Points, bend: Array) -> tuple[Array, Array]:
     """Distances from the sheet that leads to the insula, and from the one that covers the insula; `bend` (mm) lifts them."""
     a, y, z = np.abs(p[0]), p[1], p[2]
-    level = -2.0 - 0.42 * y + 0.10 * (a - 40.0) + bend
+    level = -2.0 - 0.52 * y + 0.10 * (a - 40.0) + bend
     entrance = beyond(np.abs(z - level) * 0.9, 38.0 - a, y - 22.0, -46.0 - y)
     wall = 37.0 + 0.012 * np.square(z - 3.0) - 0.010 * np.square(y)
     insula = beyond(np.abs(a - wall), np.abs(z - level + 1.0) - 11.0, np.abs(y + 2.0) - 20.0)
@@ -107,7 +107,7 @@ def ventricles(p: Points, grow: float) -> Array:
     q = (np.abs(p[0]), p[1], p[2])
     lateral = np.maximum(HORN.depth(q, grow), OCCIPITAL.depth(q, grow * 0.8))
     lateral = np.minimum(np.maximum(lateral, TEMPORAL.depth(q, grow * 0.5)), q[0] - 0.4)
-    third = ellipsoid(p, (0, -9, 0), (2.4 + 0.6 * grow, 16, 12))
+    third = ellipsoid(p, (0, -8, 2), (2.4 + 0.6 * grow, 15, 10))
     fourth = np.maximum(FOURTH.depth(p, grow * 0.4), AQUEDUCT.depth(p))
     return np.maximum(np.maximum(lateral, third), fourth)
 

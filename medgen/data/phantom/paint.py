@@ -85,16 +85,16 @@ def _cortex(t: Traits, p: Points, hull: head.Hull, voxel: float) -> tuple[Array,
     middle = head.fissure(p, sway)
     depth = smooth_min(hull.cerebrum, middle - 0.5 * t.sulcus, 3.0)
     centre = ellipsoid(p, (0, -10, 7), (38, 44, 26))
-    reach = 17.0 + 6.0 * t.depth(p)
+    reach = 18.0 + 5.5 * t.depth(p)
     wound = t.crinkle(p)
     sheet = head.folds(tuple(v + w for v, w in zip(p, wound.T, strict=True)), t.folds, t.shift)
     sulcus = beyond(sheet, depth - reach, centre)
-    depth = depth - 3.2 * np.exp(-0.14 * sulcus * sulcus)
+    depth = depth - 3.5 * np.exp(-0.14 * sulcus * sulcus)
     width = t.sulcus * (0.5 + 1.2 * np.exp(-np.maximum(depth, 0) * 0.25))
     sheets = (
         (sulcus, width),
         (middle, 0.3 + 0.6 * t.sulcus),
-        *zip(head.sylvian(p, 2.0 * sway + wound[:, 2]), (0.4 + 1.1 * t.sulcus, 0.4 + 0.7 * t.sulcus), strict=True),
+        *zip(head.sylvian(p, 2.0 * sway + wound[:, 2]), (0.3 + 0.9 * t.sulcus, 0.4 + 0.7 * t.sulcus), strict=True),
     )
     brain, white = cover(depth, voxel), cover(depth - t.cortex, voxel)
     for distance, half in sheets:
