@@ -300,6 +300,7 @@ def test_slices_of_a_lesion_subject_mostly_cut_the_lesion():
     [
         ({"channels": ("t11",)}, "did you mean 't1'"),
         ({"subjects": {"trian": 3}}, "did you mean 'train'"),
+        ({"subjects": {"train": 1_000_001}}, "stay apart"),
         ({"size": (64,)}, "two numbers"),
         ({"field": 7.0}, "1.5 and 3.0"),
         ({"slices": 0}, "at least one"),

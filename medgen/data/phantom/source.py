@@ -111,9 +111,11 @@ class PhantomData:
         for name in self.channels:
             if name not in known:
                 raise MedgenError(f"the phantom has no channel '{name}'; {nearest(name, known)}")
-        for name in self.subjects:
+        for name, count in self.subjects.items():
             if name not in FIRST:
                 raise MedgenError(f"the phantom has no split '{name}'; {nearest(name, FIRST)}")
+            if not 0 <= count <= FIRST["validation"]:
+                raise MedgenError(f"split '{name}' has {count} subjects; expected 0 to {FIRST['validation']}, so that splits stay apart")
         if len(self.size) not in (2, 3) or min(self.size) < 1:
             raise MedgenError(f"size {self.size}: give two numbers for slices or three for volumes")
         if self.slices < 1:
