@@ -1,0 +1,147 @@
+"""Gaussian data has an analytic denoiser, so a sampler must return its mean and spread, and converge at its order."""
+
+import math
+
+import pytest
+import torch
+
+from medgen.core.condition import Condition
+from medgen.core.errors import MedgenError
+from medgen.core.levels import CosineGrid, Karras, Level
+from medgen.core.random import Rng
+from medgen.core.tensors import broadcast
+from medgen.models.preconditioning import EDM, X0, Epsilon, V
+from medgen.samplers.ddim import DDIM, posterior_std
+from medgen.samplers.euler import Euler
+from medgen.samplers.guidance import ClassifierFree
+from medgen.samplers.heun import Heun
+
+MEAN, STD = 0.3, 0.5
+GRIDS = {"karras": Karras(), "cosine": CosineGrid()}
+
+
+def gaussian(x: torch.Tensor, level: Level) -> torch.Tensor:
+    """E[x | x_t] for x ~ N(MEAN, STD^2)."""
+    alpha, sigma = level
+    gain = alpha * STD**2 / (alpha**2 * STD**2 + sigma**2)
+    return MEAN + gain * (x - alpha * MEAN)
+
+
+@pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
+@pytest.mark.parametrize("make", [Euler, Heun, DDIM, lambda g, n: DDIM(g, n, eta=1.0)], ids=["euler", "heun", "ddim", "ancestral"])
+def test_samples_of_a_gaussian_have_its_mean_and_standard_deviation(grid, make):
+    x = make(grid, 200)(gaussian, (4, 1, 100, 100), Rng(0, 0, range(4)))
+    assert abs(float(x.mean()) - MEAN) < 0.02
+    assert abs(float(x.std()) - STD) < 0.02
+
+
+@pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
+@pytest.mark.parametrize(("make", "order"), [(Euler, 1), (DDIM, 1), (Heun, 2)], ids=["euler", "ddim", "heun"])
+def test_order_of_convergence(grid, make, order):
+    def error(steps: int) -> float:
+        sampler = make(grid, steps)
+        levels = grid.levels(steps)
+        x = start = torch.linspace(-2, 2, 9, dtype=torch.float64) * levels[0].sigma
+        # up to the last level before the clean one: on the Karras grid the final jump does not shrink with the steps
+        last = len(levels) - 2
+        for now, after in zip(levels[:last], levels[1 : last + 1], strict=True):
+            x, _ = sampler.step(gaussian, x, now, after, None, None)
+        end = levels[last]
+        target = end.alpha * MEAN + math.hypot(end.alpha * STD, end.sigma) * (start - levels[0].alpha * MEAN) / math.hypot(
+            levels[0].alpha * STD, levels[0].sigma
+        )
+        return float((x - target).abs().max())
+
+    measured = math.log2(error(80) / error(160))
+    assert abs(measured - order) < 0.25, measured
+
+
+def test_ddim_without_noise_is_euler():
+    a = Euler(CosineGrid(), 10)(gaussian, (2, 1, 8, 8), Rng(3, 0, range(2)))
+    b = DDIM(CosineGrid(), 10)(gaussian, (2, 1, 8, 8), Rng(3, 0, range(2)))
+    torch.testing.assert_close(a, b)
+
+
+def test_ancestral_noise_is_ddpms_posterior():
+    now, after = Level(0.6, 0.8), Level(0.8, 0.6)  # variance preserving: beta-tilde = (1 - a'^2)/(1 - a^2) (1 - a^2/a'^2)
+    expected = math.sqrt(0.6**2 / 0.8**2 * (1 - 0.6**2 / 0.8**2))
+    assert posterior_std(now, after) == pytest.approx(expected)
+
+
+def test_heun_uses_two_evaluations_a_step_but_one_at_the_end():
+    calls = []
+    Heun(Karras(), 18)(lambda x, level: calls.append(level) or gaussian(x, level), (1, 1, 4), Rng(0))
+    assert len(calls) == 2 * 18 - 1
+
+
+@pytest.mark.parametrize("make", [EDM, Epsilon, X0, V], ids=lambda c: c.__name__)
+@pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
+def test_every_preconditioning_with_the_perfect_network_samples_the_gaussian(make, grid):
+    """A network that outputs its exact target expectation, through c_skip and c_out, gives the analytic denoiser back."""
+    preconditioning = make()
+
+    def denoise(x, level):
+        c = preconditioning(*level)
+        target = (gaussian(x, level) - c.c_skip * x) / c.c_out
+        return c.c_skip * x + c.c_out * target
+
+    x = Heun(grid, 40)(denoise, (4, 1, 64, 64), Rng(1, 0, range(4)))
+    assert abs(float(x.mean()) - MEAN) < 0.02 and abs(float(x.std()) - STD) < 0.02
+
+
+@pytest.mark.parametrize("make", [EDM, Epsilon, X0, V], ids=lambda c: c.__name__)
+def test_coefficients_agree_between_floats_and_tensors_and_are_finite_at_both_ends(make):
+    for alpha, sigma in ((1.0, 0.002), (1.0, 80.0), (0.6, 0.8), (0.0, 1.0), (1.0, 0.0)):
+        numbers = make()(alpha, sigma)
+        tensors = make()(torch.tensor([alpha]), torch.tensor([sigma]))
+        for name, number, tensor in zip(numbers._fields, numbers, tensors, strict=True):
+            assert math.isfinite(number), (name, alpha, sigma)
+            assert float(tensor[0]) == pytest.approx(number, rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize("make", [EDM, V, X0], ids=lambda c: c.__name__)
+def test_targets_keep_unit_variance_for_unit_data(make):
+    """For data and noise of variance data_std^2 and 1 the network's input is of unit variance, EDM's and v's target too."""
+    std = 0.5 if make is EDM else 1.0
+    g = torch.Generator().manual_seed(0)
+    x, n = std * torch.randn(1, 200_000, generator=g), torch.randn(1, 200_000, generator=g)
+    for alpha, sigma in ((1.0, 0.1), (1.0, 3.0), (0.6, 0.8)):
+        c = make()(alpha, sigma)
+        x_t = alpha * x + sigma * n
+        assert float((c.c_in * x_t).std()) == pytest.approx(1.0, abs=0.02)
+        assert float(((x - c.c_skip * x_t) / c.c_out).std()) == pytest.approx(1.0, abs=0.02)
+
+
+def test_v_and_epsilon_targets_are_the_papers():
+    x, n, alpha, sigma = torch.tensor([0.7]), torch.tensor([-0.4]), 0.6, 0.8
+    x_t = alpha * x + sigma * n
+    c = Epsilon()(alpha, sigma)
+    torch.testing.assert_close((x - c.c_skip * x_t) / c.c_out, n)
+    c = V()(alpha, sigma)
+    torch.testing.assert_close((x - c.c_skip * x_t) / c.c_out, alpha * n - sigma * x)
+
+
+class Shifting:
+    """A denoiser whose answer tells which condition it saw."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def denoise(self, x_t, alpha, sigma, condition):
+        self.calls += 1
+        kept = condition.present.get("vector", torch.ones(len(x_t), dtype=torch.bool))
+        return x_t + broadcast(torch.where(kept, 2.0, 1.0), x_t)
+
+
+@pytest.mark.parametrize(("scale", "expected", "calls"), [(0.0, 1.0, 1), (1.0, 2.0, 1), (3.0, 4.0, 2)])
+def test_guidance_0_is_the_null_and_1_the_condition(scale, expected, calls):
+    denoiser = Shifting()
+    x = torch.zeros(2, 1, 4, 4)
+    out = ClassifierFree(scale)(denoiser).denoise(x, 1.0, 1.0, Condition(vector=torch.ones(2, 3)))
+    torch.testing.assert_close(out, torch.full_like(x, expected))
+    assert denoiser.calls == calls
+
+
+def test_guidance_without_a_condition_is_refused():
+    with pytest.raises(MedgenError, match="needs a condition"):
+        ClassifierFree(2.0)(Shifting()).denoise(torch.zeros(1, 1, 4), 1.0, 1.0, Condition())
