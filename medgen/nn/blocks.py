@@ -1,4 +1,4 @@
-"""The parts that the convolutional networks share: residual block, resampling, attention, embedding of a noise level."""
+"""The parts that the convolutional networks share: residual block, resampling, embedding of a noise level."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional as F
 
 from medgen.nn.grid import convolution
-from medgen.nn.norm import NormSiLU, group_count, is_channels_last, norm_silu
+from medgen.nn.norm import NormSiLU, is_channels_last, norm_silu
 
 
 def zero(module: nn.Module) -> nn.Module:
@@ -133,40 +133,6 @@ class ResBlock(nn.Module):
         """x (B, inputs, *S), embedding (B, E) already activated -> (B, outputs, *S)."""
         modulation = None if embedding is None or self.modulation is None else self.modulation(embedding)
         return self.shortcut(x) + self.second(self.first(x), modulation)
-
-
-class Attention(nn.Module):
-    """Residual self-attention over all positions and, where the network takes tokens, cross-attention to them (Vaswani et al. 2017).
-
-    Args:
-        channels: C.
-        tokens: width of the tokens, 0 for none.
-        head: channels per head aimed at.
-    """
-
-    def __init__(self, channels: int, tokens: int = 0, head: int = 64):
-        super().__init__()
-        self.heads = max(h for h in range(1, max(channels // head, 1) + 1) if channels % h == 0)
-        self.norm = nn.GroupNorm(group_count(channels), channels)
-        self.qkv, self.out = nn.Linear(channels, 3 * channels), zero(nn.Linear(channels, channels))
-        if tokens:
-            self.cross_norm = nn.LayerNorm(channels)
-            self.query, self.key_value = nn.Linear(channels, channels), nn.Linear(tokens, 2 * channels)
-            self.cross_out = zero(nn.Linear(channels, channels))
-
-    def forward(self, x: Tensor, tokens: Tensor | None = None) -> Tensor:
-        """x (B, C, *S), tokens (B, L, E') -> (B, C, *S)."""
-        rows = x.flatten(2).mT
-        update = self.out(self._attend(*self.qkv(self.norm(x).flatten(2).mT).chunk(3, -1)))
-        if tokens is not None:
-            query = self.query(self.cross_norm(rows + update))
-            update = update + self.cross_out(self._attend(query, *self.key_value(tokens).chunk(2, -1)))
-        return x + update.mT.unflatten(2, x.shape[2:])
-
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """(B, N, C), (B, L, C), (B, L, C) -> (B, N, C)."""
-        query, key, value = (z.unflatten(-1, (self.heads, -1)).transpose(1, 2) for z in (query, key, value))
-        return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
 
 
 def embedding_width(first: int) -> int:

@@ -56,7 +56,7 @@ class Conditioning(nn.Module):
             if not self.sizes[role]:
                 taken = ", ".join(r for r in ROLES if self.sizes[r]) or "no condition"
                 raise MedgenError(
-                    f"{self.network} was given a '{role}' condition but takes {taken}; build it with condition.{role}={size} or leave it out"
+                    f"{self.network} was given a '{role}' condition but takes {taken}; set condition.{role}={size} or leave it out"
                 )
             if size != self.sizes[role]:
                 raise MedgenError(

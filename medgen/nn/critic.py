@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +44,7 @@ class PatchCritic(nn.Module):
         self.conditioning = _Projection(sizes, channels[-1], "PatchCritic")
         widths = (in_channels + sizes["dense"], *channels)
         wrap = spectral_norm if spectral else (lambda module: module)
-        strided = [wrap(CONVOLUTIONS[spatial_dims](a, b, 4, 2, 1)) for a, b in zip(widths, widths[1:], strict=False)]
+        strided = [wrap(CONVOLUTIONS[spatial_dims](a, b, 4, 2, 1)) for a, b in pairwise(widths)]
         self.strided, self.last = nn.ModuleList(strided), wrap(convolution(spatial_dims, channels[-1], channels[-1]))
         self.logit = wrap(convolution(spatial_dims, channels[-1], 1))
         if sizes["vector"]:

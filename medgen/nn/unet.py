@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 from medgen.core.condition import Condition
 from medgen.core.errors import MedgenError
-from medgen.nn.blocks import Attention, Fourier, NormConv, ResBlock, Upsample, embedding_width, zero
+from medgen.nn.attention import Attention
+from medgen.nn.blocks import Fourier, NormConv, ResBlock, Upsample, embedding_width, zero
 from medgen.nn.conditioning import Conditioning, role_sizes
 from medgen.nn.grid import check_levels, convolution, crop, pad_to_multiple
 
@@ -117,7 +118,7 @@ class UNet(nn.Module):
         given = condition.dense if x is None else x
         if given.ndim != self.spatial_dims + 2:
             raise MedgenError(
-                f"UNet with spatial_dims={self.spatial_dims} expects (B, C, *S) with {self.spatial_dims} spatial axes, found shape {tuple(given.shape)}"
+                f"UNet with spatial_dims={self.spatial_dims} expects (B, C, *S) with as many spatial axes, found shape {tuple(given.shape)}"
             )
         return given
 
