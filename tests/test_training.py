@@ -1,0 +1,262 @@
+"""The training loop: averages, phases, skipped steps, resuming after a kill, stopping, refusing."""
+
+import copy
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from safetensors.torch import load_file
+
+from medgen.checkpoint import build
+from medgen.cli.configs import compose
+from medgen.cli.run import new_run, resume_run
+from medgen.core.errors import MedgenError
+from medgen.training.ema import Average
+from medgen.training.optimizers import AdamW
+from medgen.training.state import replacing
+
+TINY = (
+    "data.source.size=[16,16]",
+    "data.source.subjects={train: 3, validation: 1, test: 1}",
+    "data.source.slices=4",
+    "data.batch_size=2",
+    "data.workers=0",
+    "network.channels=[4,8]",
+    "network.blocks=1",
+    "critic.channels=[4,8]",
+    "training.steps=6",
+    "training.validate_every=4",
+    "training.save_every=4",
+    "training.validate_batches=1",
+    "training.log_every=1",
+    "training.optimizer.warmup=2",
+    "training.ema.decay=0.9",
+    "training.accelerator=cpu",
+)
+
+
+def config(folder: Path, *overrides: str) -> dict:
+    model = [o for o in overrides if o.startswith("model=")]
+    steps = [] if any("gan" in o or "regression" in o for o in model) else ["sampler.steps=2"]
+    return OmegaConf.to_container(compose([*TINY, *steps, *overrides, f"run={folder}"]), resolve=True)
+
+
+def trained(folder: Path, *overrides: str) -> dict[str, torch.Tensor]:
+    """The whole training state after a run."""
+    resolved = config(folder, *overrides)
+    resolved["task"]["metric"] = {"_target_": "medgen.metrics.monitor.PSNR", "data_range": 4.0}
+    assert new_run(resolved, folder) == 0
+    return state_of(folder)
+
+
+def state_of(folder: Path) -> dict:
+    return torch.load(folder / "checkpoints" / "last" / "training.pt", weights_only=True)
+
+
+def flat(state: dict) -> dict[str, torch.Tensor]:
+    tensors = {f"model.{k}": v for k, v in state["model"].items()} | {f"ema.{k}": v for k, v in state["ema"]["shadow"].items()}
+    for i, optimizer in enumerate(state["optimizers"]):
+        tensors |= {f"optimizer{i}.{p}.{k}": v for p, values in optimizer["state"].items() for k, v in values.items()}
+    return tensors
+
+
+def assert_equal(a: dict, b: dict) -> None:
+    a, b = flat(a), flat(b)
+    assert a.keys() == b.keys()
+    assert not [k for k in a if not torch.equal(a[k], b[k])]
+
+
+@pytest.mark.parametrize("model", ["diffusion", "gan"])
+def test_resuming_continues_bit_for_bit(tmp_path, model):
+    choice = (f"model={model}", "network.latent=4") if model == "gan" else ()
+    whole = trained(tmp_path / "whole", *choice)
+    trained(tmp_path / "parts", *choice, "training.steps=4", "training.optimizer.decay=constant")
+    assert resume_run(tmp_path / "parts", ["training.steps=6"]) == 0
+    assert_equal(whole, state_of(tmp_path / "parts"))
+
+
+def test_resuming_inside_an_interval_sees_the_same_batches(tmp_path):
+    whole = trained(tmp_path / "whole", "training.save_every=1")
+    trained(tmp_path / "parts", "training.steps=3", "training.save_every=1")
+    assert resume_run(tmp_path / "parts", ["training.steps=6"]) == 0
+    assert_equal(whole, state_of(tmp_path / "parts"))
+    rows = (tmp_path / "parts" / "metrics.csv").read_text().splitlines()
+    steps = [int(r.split(",")[0]) for r in rows[1:] if r.split(",")[1]]
+    assert steps == sorted(set(steps)), "a resumed run must not log a step twice"
+
+
+def start(folder: Path, *overrides: str) -> subprocess.Popen:
+    command = [sys.executable, "train.py", *TINY, "sampler.steps=2", "task=translation", *overrides, f"run={folder}"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, cwd=Path(__file__).parents[1], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def wait_for(path: Path, process: subprocess.Popen, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not path.exists():
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < end, f"{path} did not appear"
+        time.sleep(0.02)
+
+
+def test_kill_9_in_mid_epoch_then_resume_gives_the_weights_of_an_uninterrupted_run(tmp_path):
+    """On the CPU in fp32, bitwise, with workers."""
+    long = ("training.steps=60", "training.validate_every=1000", "training.save_every=10", "data.workers=2")
+    reference = start(tmp_path / "whole", *long)
+    assert reference.wait(200) == 0, reference.stdout.read()
+    killed = start(tmp_path / "killed", *long)
+    wait_for(tmp_path / "killed" / "checkpoints" / "last" / "training.pt", killed)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    assert 0 < state_of(tmp_path / "killed")["step"] < 60
+    assert resume_run(tmp_path / "killed", []) == 0
+    assert_equal(state_of(tmp_path / "whole"), state_of(tmp_path / "killed"))
+
+
+def test_ctrl_c_saves_and_says_how_to_resume(tmp_path):
+    process = start(tmp_path / "run", "training.steps=100000", "training.save_every=5")
+    wait_for(tmp_path / "run" / "checkpoints" / "last" / "training.pt", process)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, output
+    assert f"resume={tmp_path / 'run'}" in output
+    assert output.startswith(f"run folder: {tmp_path / 'run'}")
+    stopped = int(output.split("stopped at step ")[1].split()[0])
+    assert state_of(tmp_path / "run")["step"] == stopped
+
+
+def test_accumulation_of_two_half_batches_equals_one_batch(tmp_path):
+    """Regression has no noise: the gradient of the mean over four images is the mean of two halves."""
+    fixed = ("task=translation", "model=regression", "training.clip=null")
+    one = trained(tmp_path / "one", *fixed, "data.batch_size=4", "training.steps=2", "training.validate_every=2", "training.save_every=2")
+    two = trained(tmp_path / "two", *fixed, "training.accumulate=2", "training.steps=4", "training.validate_every=4")
+    for name, value in one["model"].items():
+        torch.testing.assert_close(two["model"][name], value, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("every", [1, 2, 3])
+def test_average_is_right_after_fit_after_resume_and_at_export(tmp_path, every):
+    """Two phases and any period: the average of the generator only, from an independent recurrence over saved weights."""
+    choice = ("model=gan", "network.latent=4", f"training.ema.every={every}", "training.save_every=1", "training.validate_every=3")
+    states = []
+    for steps in range(1, 7):
+        if steps == 1:
+            trained(tmp_path / "run", *choice, "training.steps=1", "training.validate_every=1")
+        else:
+            assert resume_run(tmp_path / "run", [f"training.steps={steps}"]) == 0
+        states.append(state_of(tmp_path / "run"))
+    torch.manual_seed(0)
+    start = build(config(tmp_path / "x", *choice)["model"], trusted=True).state_dict()
+    name = next(n for n in start if n.startswith("generator.") and start[n].is_floating_point())
+    shadow, updates = start[name].clone(), 0
+    for step, state in enumerate(states, 1):
+        if step % every == 0:
+            updates += 1
+            shadow.lerp_(state["model"][name], 1 - min(0.9**every, (1 + updates) / (10 + updates)))
+    torch.testing.assert_close(states[-1]["ema"]["shadow"][name], shadow)
+    assert not [k for k in states[-1]["ema"]["shadow"] if not k.startswith("generator.")]
+    exported = load_file(tmp_path / "run" / "checkpoints" / "last" / "model.safetensors")
+    torch.testing.assert_close(exported[name], shadow)
+    critic = next(n for n in exported if n.startswith("critic."))
+    assert torch.equal(exported[critic], states[-1]["model"][critic])
+
+
+def test_swapping_averages_in_and_out_leaves_the_weights_untouched():
+    model = torch.nn.ModuleDict({"net": torch.nn.Linear(3, 2)})
+    average = Average(model, ["net"], 0.5)
+    before = copy.deepcopy(model.state_dict())
+    with torch.no_grad():
+        model["net"].weight.add_(1.0)
+    now = copy.deepcopy(model.state_dict())
+    with average.swapped():
+        assert torch.equal(model["net"].weight, before["net.weight"])
+    assert all(torch.equal(v, now[k]) for k, v in model.state_dict().items())
+
+
+def test_a_non_finite_step_is_skipped_and_the_culprit_named(tmp_path, caplog, monkeypatch):
+    from medgen.data.phantom.source import PhantomData
+
+    split = PhantomData.split
+
+    def poisoned(self, name):
+        cases = split(self, name)
+        case = cases.case
+        cases.case = lambda i, rng: {**case(i, rng), "t1": case(i, rng)["t1"] * float("nan")} if name == "train" else case(i, rng)
+        return cases
+
+    monkeypatch.setattr(PhantomData, "split", poisoned)
+    with caplog.at_level("WARNING", logger="medgen"):
+        state = trained(tmp_path / "run")
+    assert state["skipped"] == 6
+    assert "input 't1'" in caplog.text
+    assert all(torch.isfinite(v).all() for v in state["model"].values())
+
+
+def test_learning_rate_warms_up_and_decays():
+    rate = AdamW(lr=1.0, warmup=10, decay="cosine")
+    assert rate.factor(0, 110) == pytest.approx(0.1)
+    assert rate.factor(9, 110) == 1.0
+    assert rate.factor(60, 110) == pytest.approx(0.5)
+    assert rate.factor(110, 110) == pytest.approx(0.0)
+    with pytest.raises(MedgenError, match="cosine"):
+        AdamW(decay="linear")
+
+
+def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path):
+    folder = tmp_path / "last"
+    with replacing(folder) as partial:
+        (partial / "weights").write_text("one")
+    with pytest.raises(MedgenError, match="checkpoint before it is untouched"), replacing(folder) as partial:
+        (partial / "weights").write_text("half of tw")
+        raise OSError(28, "No space left on device")
+    assert (folder / "weights").read_text() == "one"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["last"]
+
+
+def test_bf16_steps_stay_close_to_fp32(tmp_path):
+    fixed = ("task=translation", "model=regression")
+    full = trained(tmp_path / "a", *fixed)
+    half = trained(tmp_path / "b", *fixed, "training.precision=bf16-mixed")
+    for name, value in full["model"].items():
+        assert half["model"][name].dtype == torch.float32
+        torch.testing.assert_close(half["model"][name], value, rtol=0.1, atol=5e-3)
+
+
+def test_a_run_leaves_what_the_readme_promises(tmp_path, capsys):
+    trained(tmp_path / "run")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"run folder: {tmp_path / 'run'}" and lines[-1] == f"run: {tmp_path / 'run'}"
+    names = {str(p.relative_to(tmp_path / "run")) for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    for kind in ("last", "best"):
+        assert {f"checkpoints/{kind}/model.safetensors", f"checkpoints/{kind}/contract.json"} <= names
+    assert {"config.yaml", "metrics.csv", "samples/step_000004.png", "samples/step_000006.png"} <= names
+
+
+def test_an_existing_run_is_not_overwritten(tmp_path):
+    trained(tmp_path / "run")
+    with pytest.raises(MedgenError, match="holds a run already"):
+        new_run(config(tmp_path / "run"), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("training.accumulate=4",), "multiple of training.accumulate"),
+        (("task=translation", "task.source=[t3]"), "nearest|t1"),
+        (("task=synthesis_class", "task.attributes.label=3"), "3 classes, the data have 2"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_training(tmp_path, overrides, message):
+    with pytest.raises(MedgenError, match=message):
+        new_run(config(tmp_path / "run", *overrides), tmp_path / "run")
+
+
+def test_resuming_nothing_is_refused(tmp_path):
+    with pytest.raises(MedgenError, match="not a run folder"):
+        resume_run(tmp_path, [])
