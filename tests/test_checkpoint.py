@@ -33,7 +33,9 @@ RECIPE = {
     },
 }
 INTENSITY = {"name": "mr_percentile", "percentile": 99.0, "typical": {"low": 0.0, "high": 500.0}}
-CONTRACT = Contract(2, (16, 16), ("t2",), ("t1",), intensity={"t1": INTENSITY, "t2": INTENSITY}, orientation="RAS", spacing=(1.0, 1.0, 1.0), slice_axis=2)
+CONTRACT = Contract(
+    2, (16, 16), ("t2",), ("t1",), intensity={"t1": INTENSITY, "t2": INTENSITY}, orientation="RAS", spacing=(1.0, 1.0, 1.0), slice_axis=2
+)
 STORED = Path(__file__).parent / "checkpoints"
 
 

@@ -19,7 +19,13 @@ from medgen.training.fit import only_trainable
 
 TASKS = ("synthesis", "synthesis_class", "synthesis_mask", "translation")
 SIZES = {2: "[16,16]", 3: "[16,16,16]"}
-SMALL = ("network.channels=[8,16]", "network.blocks=1", "critic.channels=[4,8]", "data.source.subjects={train: 2, validation: 1, test: 1}", "data.workers=0")
+SMALL = (
+    "network.channels=[8,16]",
+    "network.blocks=1",
+    "critic.channels=[4,8]",
+    "data.source.subjects={train: 2, validation: 1, test: 1}",
+    "data.workers=0",
+)
 
 
 def combinations():
@@ -140,7 +146,11 @@ REAL, FAKE = torch.tensor([0.5, -1.0]), torch.tensor([0.25, 2.0])
 @pytest.mark.parametrize(
     ("objective", "critic", "generator"),
     [
-        (NonSaturating(), (math.log1p(math.exp(-0.5)) + math.log1p(math.e) + math.log1p(math.exp(0.25)) + math.log1p(math.exp(2))) / 2, None),
+        (
+            NonSaturating(),
+            (math.log1p(math.exp(-0.5)) + math.log1p(math.e) + math.log1p(math.exp(0.25)) + math.log1p(math.exp(2))) / 2,
+            None,
+        ),
         (Hinge(), (0.5 + 2.0 + 1.25 + 3.0) / 2, -1.125),
         (LeastSquares(), ((0.25 + 4.0) / 2 + (0.0625 + 4.0) / 2) / 2, (0.5625 + 1.0) / 4),
     ],

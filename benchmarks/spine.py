@@ -1,0 +1,160 @@
+"""T1 to T2 and T1 synthesis on real volumes: the numbers and pictures of docs/results/spine.md.
+
+    python benchmarks/spine.py manifest DATA spine.csv
+    python train.py experiment=t1_to_t2_regression data.source.manifest=$PWD/spine.csv run=runs/spine/regression   # and the other three
+    python benchmarks/spine.py report spine.csv runs/spine -o docs/results
+
+DATA is the folder that holds ms_brain/ and stroke_brain/. patient07 trains; patient19 and stroke01 (another scanner) test.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from medgen.cli.evaluate import images, network_units, stacked
+from medgen.core.picture import gray, montage
+from medgen.data.files import FileData
+from medgen.data.manifest import Manifest
+from medgen.data.readers import read
+from medgen.evaluation.baselines import copy_source, fit_curve
+from medgen.evaluation.masks import body_mask
+from medgen.evaluation.report import summary
+from medgen.evaluation.samples import write_samples_report
+from medgen.evaluation.volumes import Evaluation, PairedCase, evaluate_translation
+from medgen.inference import Pretrained, load
+
+SUBJECTS = {"patient07": ("train", "ms_brain"), "patient19": ("test", "ms_brain"), "stroke01": ("test", "stroke_brain")}
+MODELS = {"regression": "L1 U-Net", "gan": "conditional GAN", "diffusion": "conditional diffusion, one draw"}
+METRICS = ("psnr", "ssim", "nmse")
+BEGIN, END = "<!-- {}:begin -->", "<!-- {}:end -->"
+
+
+def write_manifest(data: Path, path: Path) -> None:
+    """subject, split, t1, t2, with absolute paths."""
+    lines = ["subject,split,t1,t2"]
+    for subject, (split, folder) in SUBJECTS.items():
+        files = [(data / folder / subject / f"{contrast}.nii.gz").resolve() for contrast in ("T1", "T2")]
+        lines.append(",".join([subject, split, *map(str, files)]))
+    path.write_text("\n".join(lines) + "\n")
+
+
+def cases(model: Pretrained, manifest: Manifest, split: str) -> Iterator[PairedCase]:
+    """Whole volumes on the models' grid (all four share it), in network units."""
+    rows = manifest.split(split)
+    for row in rows.rows:
+        volumes = {c: read(rows.file(row, c)) for c in ("t1", "t2")}
+        source, target = (stacked(model, {c: volumes[c]}) for c in ("t1", "t2"))
+        yield PairedCase(row["subject"], source, target, body_mask(torch.cat([source, target], 1)[0])[None])
+
+
+def predictor(model: Pretrained, draws: int = 1):
+    """Source on the grid -> prediction on the grid."""
+
+    def predict(source: Tensor) -> Tensor:
+        stack = source[0].numpy()
+        return torch.from_numpy(sum(model._predict(stack, draw, {}) for draw in range(draws)) / draws)[None]
+
+    return predict
+
+
+def report(manifest_path: Path, runs: Path, out: Path) -> None:
+    manifest = Manifest.read(manifest_path)
+    models = {name: load(runs / name / "checkpoints" / "last") for name in MODELS}
+    first = models["regression"]
+    training = [(c.source, c.target, c.mask) for c in cases(first, manifest, "train")]
+    test = list(cases(first, manifest, "test"))
+    methods = {"copy of the source": copy_source, "fitted monotone curve": fit_curve(training)}
+    methods |= {MODELS[name]: predictor(model) for name, model in models.items()}
+    methods["conditional diffusion, mean of 4 draws"] = predictor(models["diffusion"], 4)
+    found: dict[str, Evaluation] = {}
+    for name, predict in methods.items():
+        start = time.perf_counter()
+        found[name] = evaluate_translation(predict, test)
+        print(f"{name}: {time.perf_counter() - start:.0f} s", flush=True)
+    out.mkdir(parents=True, exist_ok=True)
+    document = {name: summary(e) for name, e in found.items()}
+    Image.fromarray(translation_picture(found)).save(out / "spine_translation.png")
+    document["t1 synthesis"] = synthesis(load(runs / "synthesis" / "checkpoints" / "last"), manifest_path, out)
+    (out / "spine.json").write_text(json.dumps(document, indent=2) + "\n")
+    write_tables(out, document, found)
+
+
+def synthesis(model: Pretrained, manifest: Path, out: Path) -> dict:
+    """64 samples beside patient07 (training) and patient19 (held out)."""
+    rule = {k: v for k, v in model.contract.intensity["t1"].items() if k != "typical"}
+    data = FileData(str(manifest), {"t1": rule}, model.contract.size, spacing=model.contract.spacing)
+    training = images(data, "train", ("t1",))
+    cases_of_19 = [
+        i for i in range(len(data.split("test"))) if data.split("test").case(i, np.random.default_rng(0))["subject"] == "patient19"
+    ]
+    held_out = images(data, "test", ("t1",))[cases_of_19]
+    made = torch.stack([network_units(model, v) for v in model.generate(64, seed=0)])
+    return write_samples_report(made, training, held_out, out, "spine_synthesis", overwrite=True)
+
+
+def translation_picture(found: dict[str, Evaluation]) -> np.ndarray:
+    """One row per subject: source, target, then every method; below, its absolute error on the same scale."""
+    rows = []
+    for index, subject in enumerate(shown.subject for shown in next(iter(found.values())).shown):
+        planes = {name: e.shown[index].planes for name, e in found.items()}
+        one = next(iter(planes.values()))
+        target = one["target"][1]
+        images_ = [one["source"][1], target, *(p["result"][1] for name, p in planes.items() if "copy" not in name)]
+        errors = [np.zeros_like(target)] * 2 + [np.abs(image - target) for image in images_[2:]]
+        rows += [[gray(i, -1.0, 1.0) for i in images_], [gray(e, 0.0, 1.0) for e in errors]]
+        print(f"{subject}: source, target, {', '.join(n for n in planes if 'copy' not in n)}")
+    return montage(rows)
+
+
+def write_tables(out: Path, document: dict, found: dict[str, Evaluation]) -> None:
+    """Replace the generated blocks of spine.md."""
+    lines = ["| method | " + " | ".join(f"{s} {m.upper()}" for s in ("patient19", "stroke01") for m in METRICS) + " |", "|---" * 7 + "|"]
+    for name, evaluation in found.items():
+        values = {(r.subject, m): r.values[m] for r in evaluation.rows if r.region == "body" for m in METRICS}
+        cells = [f"{values[s, m]:.{2 if m == 'psnr' else 3}f}" for s in ("patient19", "stroke01") for m in METRICS]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    made = document["t1 synthesis"]
+    near = made["nearest_training"]
+    second = ["| quantity | value |", "|---|---|"]
+    second += [f"| feature distance over the real-against-real floor (n = {made['n']['in_ratio']}) | {made['frechet']['ratio']:.2f} |"]
+    second += [
+        f"| RMS distance to the nearest training slice, {k.replace('_', ' ')} | {v:.3f} |" for k, v in near.items() if "share" not in k
+    ]
+    second += [f"| share of samples nearer than the held-out 5th percentile | {near['share_nearer_than_5th_percentile']:.0%} |"]
+    path = out / "spine.md"
+    text = path.read_text()
+    for block, table in (("translation", lines), ("synthesis", second)):
+        head, rest = text.split(BEGIN.format(block))
+        _, tail = rest.split(END.format(block))
+        text = head + BEGIN.format(block) + "\n" + "\n".join(table) + "\n" + END.format(block) + tail
+    path.write_text(text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    actions = parser.add_subparsers(dest="action", required=True)
+    manifest = actions.add_parser("manifest")
+    manifest.add_argument("data", type=Path)
+    manifest.add_argument("path", type=Path)
+    result = actions.add_parser("report")
+    result.add_argument("manifest", type=Path)
+    result.add_argument("runs", type=Path, help="folder with regression/, gan/, diffusion/ and synthesis/")
+    result.add_argument("-o", "--out", type=Path, default=Path("docs/results"))
+    options = parser.parse_args()
+    if options.action == "manifest":
+        write_manifest(options.data, options.path)
+    else:
+        report(options.manifest, options.runs, options.out)
+
+
+if __name__ == "__main__":
+    main()
