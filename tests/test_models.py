@@ -197,7 +197,7 @@ def test_a_dropped_condition_is_the_null_condition():
 
 
 def test_drop_removes_the_stated_share_of_conditions():
-    network, task, batch, _ = assembled("diffusion", "synthesis_class", 2)
+    network, *_ = assembled("diffusion", "synthesis_class", 2)
     network.drop = 0.25
     example = Example(torch.zeros(4000, 1, 1, 1), Condition(vector=torch.ones(4000, 2)))
     kept = network.begin(example, Rng(0, 0, range(4000))).kept
@@ -207,7 +207,7 @@ def test_drop_removes_the_stated_share_of_conditions():
 @pytest.mark.parametrize("model", ["diffusion", "gan", "regression"])
 def test_overfits_one_image(model):
     """A family that cannot learn one image cannot learn anything."""
-    network, task, batch, config = assembled(model, "translation", 2)
+    network, *_ = assembled(model, "translation", 2)
     ramp = torch.linspace(-1, 1, 256).reshape(1, 1, 16, 16)
     copies = 4  # diffusion sees four noise levels a step
     example = Example(torch.sin(3 * ramp).repeat(copies, 1, 1, 1), Condition(dense=ramp.repeat(copies, 1, 1, 1)))

@@ -1,5 +1,6 @@
 """What the wheel holds, and that the packaging files agree with each other and with the code."""
 
+import os
 import re
 import subprocess
 import sys
@@ -58,3 +59,23 @@ def test_every_dependency_has_a_tested_version():
 
 def test_what_pins_torch_stays_out_of_the_core():
     assert not names(PROJECT["dependencies"]) & {"torchvision", "lpips", "deepinv", "scipy"}
+
+
+def test_the_installed_wheel_trains_outside_the_checkout(wheel, tmp_path):
+    """The wheel's files alone, in a folder that has nothing of the checkout."""
+    site, work = tmp_path / "site", tmp_path / "work"
+    work.mkdir()
+    wheel.extractall(site)
+    tiny = [
+        "data.source.size=[16,16]",
+        "data.source.subjects={train: 2, validation: 1, test: 1}",
+        "data.workers=0",
+        "network.channels=[4,8]",
+    ]
+    steps = ["task=translation", "model=regression", "training.steps=2", "training.validate_every=2", "training.accelerator=cpu", "run=out"]
+    script = f"import medgen; assert medgen.__file__.startswith({str(site)!r}), medgen.__file__; from medgen.cli.main import main; main()"
+    command = [sys.executable, "-P", "-c", script, "train", *tiny, *steps]
+    done = subprocess.run(command, cwd=work, env={**os.environ, "PYTHONPATH": str(site)}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1] == "run: out"
+    assert (work / "out" / "checkpoints" / "last" / "model.safetensors").is_file()

@@ -1,6 +1,7 @@
 """Gaussian data has an analytic denoiser, so a sampler must return its mean and spread, and converge at its order."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -44,7 +45,7 @@ def test_order_of_convergence(grid, make, order):
         x = start = torch.linspace(-2, 2, 9, dtype=torch.float64) * levels[0].sigma
         # up to the last level before the clean one: on the Karras grid the final jump does not shrink with the steps
         last = len(levels) - 2
-        for now, after in zip(levels[:last], levels[1 : last + 1], strict=True):
+        for now, after in pairwise(levels[: last + 1]):
             x, _ = sampler.step(gaussian, x, now, after, None, None)
         end = levels[last]
         target = end.alpha * MEAN + math.hypot(end.alpha * STD, end.sigma) * (start - levels[0].alpha * MEAN) / math.hypot(
