@@ -77,5 +77,5 @@ def test_the_installed_wheel_trains_outside_the_checkout(wheel, tmp_path):
     command = [sys.executable, "-P", "-c", script, "train", *tiny, *steps]
     done = subprocess.run(command, cwd=work, env={**os.environ, "PYTHONPATH": str(site)}, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.splitlines()[-1] == "run: out"
+    assert done.stdout.splitlines()[-1] == f"run: {work / 'out'}"
     assert (work / "out" / "checkpoints" / "last" / "model.safetensors").is_file()
