@@ -14,6 +14,7 @@ from medgen.nn.attention import Attention
 from medgen.nn.blocks import Fourier, NormConv, ResBlock, Upsample, embedding_width, zero
 from medgen.nn.conditioning import Conditioning, role_sizes
 from medgen.nn.grid import check_levels, convolution, crop, pad_to_multiple
+from medgen.nn.norm import CHANNELS_LAST, is_channels_last
 
 
 class UNet(nn.Module):
@@ -88,8 +89,10 @@ class UNet(nn.Module):
         batch, size = given.shape[0], given.shape[2:]
         embedding = self._embedding(t, condition, batch)
         tokens = self.conditioning.tokens(condition, batch)
-        h = pad_to_multiple(self._stack(x, condition, batch, size), 2 ** (self.levels - 1))
-        return crop(self._walk(self.input(h), embedding, tokens), size).to(given.dtype)
+        h = self.input(pad_to_multiple(self._stack(x, condition, batch, size), 2 ** (self.levels - 1)))
+        if is_channels_last(self.output.conv.weight):  # the layout of an image with one channel says nothing
+            h = h.contiguous(memory_format=CHANNELS_LAST[h.ndim])
+        return crop(self._walk(h, embedding, tokens), size).to(given.dtype)
 
     def _walk(self, h: Tensor, embedding: Tensor | None, tokens: Tensor | None) -> Tensor:
         skips = [h]
