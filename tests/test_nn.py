@@ -288,6 +288,7 @@ def test_impossible_networks_are_refused(build, message):
         ({}, {"condition": Condition(vector=torch.ones(1, 4))}, "has 4 channels, expected 3"),
         ({}, {"condition": Condition(tokens=torch.ones(1, 2, 4))}, "has 4 channels, expected 5"),
         ({}, {"condition": Condition(dense=torch.ones(1, 2, 8, 8))}, "use condition.resized"),
+        ({}, {"condition": Condition(vector=torch.ones(2, 3))}, "has 2 samples, the batch 1"),
         ({}, {"x": torch.ones(1, 2, 16, 16)}, "1 channels, found 2"),
         ({}, {"x": None}, "found none"),
         ({}, {"x": torch.ones(1, 1, 4, 4, 4)}, "as many spatial axes"),
@@ -319,7 +320,7 @@ def test_spectral_norm_is_one(dims):
         critic(x, given)
     critic.eval()
     layers = [*critic.strided, critic.last, critic.logit, critic.conditioning.embed]
-    norms = [float(torch.linalg.matrix_norm(layer.weight.flatten(1), 2)) for layer in layers]
+    norms = [float(torch.linalg.matrix_norm(layer.weight.detach().flatten(1), 2)) for layer in layers]
     assert all(abs(n - 1) < 0.02 for n in norms), norms
     assert torch.equal(critic(x, given), critic(x, given))
 

@@ -49,8 +49,8 @@ class Conditioning(nn.Module):
         if sizes["tokens"]:
             self.null_token = nn.Parameter(torch.randn(sizes["tokens"]) / math.sqrt(sizes["tokens"]))
 
-    def check(self, condition: Condition | None) -> None:
-        """Refuse a role that the network does not take and a size that it was not built for."""
+    def check(self, condition: Condition | None, batch: int) -> None:
+        """Refuse a role that the network does not take, a size that it was not built for, and another number of samples."""
         for role in condition.roles if condition is not None else ():
             size = getattr(condition, role).shape[2 if role == "tokens" else 1]
             if not self.sizes[role]:
@@ -63,6 +63,8 @@ class Conditioning(nn.Module):
                     f"{self.network}: the '{role}' condition has {size} channels, expected {self.sizes[role]};"
                     f" build the network with condition.{role}={size} or change the input"
                 )
+            if len(getattr(condition, role)) != batch:
+                raise MedgenError(f"{self.network}: the '{role}' condition has {len(getattr(condition, role))} samples, the batch {batch}")
 
     def vector(self, condition: Condition | None, batch: int) -> Tensor | None:
         """(B, embedding), or None for a network that takes no vector."""

@@ -57,7 +57,7 @@ class PatchCritic(nn.Module):
         Raises:
             MedgenError: a role that is not taken or a wrong number of channels.
         """
-        self.conditioning.check(condition)
+        self.conditioning.check(condition, len(x))
         if x.ndim != self.spatial_dims + 2 or x.shape[1] != self.in_channels:
             raise MedgenError(
                 f"PatchCritic expects (B, {self.in_channels}, *S) with {self.spatial_dims} spatial axes, found shape {tuple(x.shape)}"

@@ -80,8 +80,8 @@ class Generator(nn.Module):
         Raises:
             MedgenError: a missing or unexpected latent, size or role.
         """
-        self.conditioning.check(condition)
         batch = self._batch(z, condition)
+        self.conditioning.check(condition, batch)
         size = self._size(condition, size)
         embedding = self._embedding(z, condition, batch)
         h, skips = self._start(condition, embedding, batch, size)

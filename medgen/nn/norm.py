@@ -140,9 +140,12 @@ def _moments(x: Tensor, groups: int, like: Tensor, eps: float) -> tuple[Tensor, 
 
 
 def _mapped(x: Tensor, factor: Tensor, offset: Tensor) -> Tensor:
-    """factor * x + offset with a number per sample and channel (B, C), by the kernel that normalises with given statistics."""
-    result = torch.empty_like(x)
+    """factor * x + offset with a number per sample and channel, on processors by the kernel that normalises with given statistics."""
     factor, offset = factor.reshape(x.shape[:2]), offset.reshape(x.shape[:2])
+    if x.device.type != "cpu":
+        ones = (1,) * (x.ndim - 2)
+        return torch.addcmul(offset.reshape(*x.shape[:2], *ones), x, factor.reshape(*x.shape[:2], *ones)).to(x.dtype)
+    result = torch.empty_like(x)
     unused, zeros, ones = factor.new_empty(0), torch.zeros_like(factor[0]), torch.ones_like(factor[0])
     for row, target, a, b in zip(x.split(1), result.split(1), factor, offset, strict=True):
         torch.ops.aten.native_batch_norm.out(row, a, b, zeros, ones, False, 0.0, 0.0, out=target, save_mean=unused, save_invstd=unused)

@@ -84,9 +84,9 @@ class UNet(nn.Module):
         Raises:
             MedgenError: a role that is not taken, a wrong number of channels, an image where none is taken or the reverse.
         """
-        self.conditioning.check(condition)
         given = self._given(x, t, condition)
         batch, size = given.shape[0], given.shape[2:]
+        self.conditioning.check(condition, batch)
         embedding = self._embedding(t, condition, batch)
         tokens = self.conditioning.tokens(condition, batch)
         h = self.input(pad_to_multiple(self._stack(x, condition, batch, size), 2 ** (self.levels - 1)))
