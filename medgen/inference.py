@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import math
 from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
@@ -18,62 +18,36 @@ from medgen.checkpoint import load as load_checkpoint
 from medgen.core.condition import Condition
 from medgen.core.contract import Contract
 from medgen.core.errors import MedgenError, nearest
-from medgen.core.geometry import Placement, reoriented, resampled, resampled_like
+from medgen.core.geometry import Placement, centred_affine, reoriented, resampled, resampled_like, rimmed
 from medgen.core.model import GenerativeModel
 from medgen.core.random import Rng
 from medgen.core.task import Task
 from medgen.core.volume import Volume
 from medgen.core.windows import blended
-from medgen.data.checks import check_pair
-from medgen.data.readers import read
+from medgen.data.checks import check_labels, check_pair, one_plane, opened
+from medgen.zoo import find
 
 BACKGROUND = -1.0
+_COLOURS = ("_red", "_green", "_blue")
 Image = str | Path | Volume
 
 
 def load(name: str | Path, device: str | torch.device = "cpu") -> Pretrained:
     """A pretrained model by zoo name, by path (checkpoint or run folder), or from the hub (`hf://owner/repo[/folder]`)."""
     folder = find(name)
+    target = usable_device(device)
     checkpoint = load_checkpoint(folder)
-    return Pretrained(checkpoint.model.to(device), checkpoint.task, checkpoint.contract, checkpoint.document, folder)
+    return Pretrained(checkpoint.model.to(target), checkpoint.task, checkpoint.contract, checkpoint.document, folder)
 
 
-def find(name: str | Path) -> Path:
-    """The checkpoint folder that a name, path or hub address stands for."""
-    text = str(name)
-    if text.startswith("hf://"):
-        return _from_hub(text.removeprefix("hf://"))
-    path = Path(text)
-    for candidate in (path, path / "checkpoints" / "best", path / "checkpoints" / "last", *(zoo / text for zoo in zoo_folders())):
-        if (candidate / "contract.json").is_file():
-            return candidate
-    if path.exists():
-        raise MedgenError(
-            f"{path} holds no checkpoint: expected contract.json in it, or checkpoints/best or checkpoints/last of a run folder"
-        )
-    raise MedgenError(f"no model '{text}': not a folder and not in the zoo; {nearest(text, zoo_names())}")
-
-
-def zoo_folders() -> list[Path]:
-    """Where named models are looked for: $MEDGEN_ZOO, `zoo/` here, `zoo/` beside the package."""
-    named = [Path(os.environ["MEDGEN_ZOO"])] if os.environ.get("MEDGEN_ZOO") else []
-    return [*named, *dict.fromkeys(p.resolve() for p in (Path("zoo"), Path(__file__).resolve().parents[1] / "zoo"))]
-
-
-def zoo_names() -> list[str]:
-    return sorted({p.parent.name for zoo in zoo_folders() for p in zoo.glob("*/contract.json")})
-
-
-def _from_hub(address: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    owner, _, rest = address.partition("/")
-    repository, _, folder = rest.partition("/")
-    if not repository:
-        raise MedgenError(f"hf://{address} is not an address: expected hf://owner/repository or hf://owner/repository/folder")
-    files = ("model.safetensors", "contract.json", "card.md")
-    patterns = [f"{folder}/{f}" if folder else f for f in files]
-    return Path(snapshot_download(f"{owner}/{repository}", allow_patterns=patterns)) / folder
+def usable_device(device: str | torch.device) -> torch.device:
+    """The device, refused where this machine or this torch cannot compute on it."""
+    try:
+        torch.zeros(1, device=device).cpu()
+    except (RuntimeError, AssertionError) as error:
+        reason = (str(error).splitlines() or ["no reason given"])[0].rstrip(".")
+        raise MedgenError(f"device '{device}' cannot be used here ({reason}); take cpu, cuda or auto") from error
+    return torch.device(device)
 
 
 @dataclass
@@ -88,17 +62,19 @@ class Pretrained:
 
     @property
     def device(self) -> torch.device:
-        return next(self.model.parameters()).device
+        first = next(self.model.parameters(), None)
+        return torch.device("cpu") if first is None else first.device
 
     def to(self, device: str | torch.device) -> Pretrained:
-        self.model.to(device)
+        self.model.to(usable_device(device))
         return self
 
     def with_sampler(self, name: str | None = None, steps: int | None = None, guidance: float | None = None) -> Pretrained:
         """The same weights under another sampler, number of steps or guidance scale (None keeps the contract's).
 
         Raises:
-            MedgenError: an unknown sampler, or a model that is not sampled step by step.
+            MedgenError: an unknown sampler, a model that is not sampled step by step, guidance of a model that has no condition or
+                was never trained without it.
         """
         if name is None and steps is None and guidance is None:
             return self
@@ -107,8 +83,22 @@ class Pretrained:
         model = copy(self.model)
         model.sampler = _sampler(name, model.sampler, steps)
         if guidance is not None:
+            self._check_guidance(guidance)
             model.guidance = build({"_target_": "medgen.samplers.guidance.ClassifierFree", "scale": guidance})
         return Pretrained(model, self.task, self.contract, self.document, self.folder)
+
+    def _check_guidance(self, scale: float) -> None:
+        if not math.isfinite(scale):
+            raise MedgenError(f"guidance must be a finite number, got {scale}; 1 is none, 2 is common")
+        if scale == 1.0:
+            return
+        if not (self.task.source or self.task.attributes or self.task.labels):
+            raise MedgenError(f"guidance {scale:g} needs a condition, and this model has none; leave guidance out")
+        if not getattr(self.model, "drop", 0.0):
+            raise MedgenError(
+                f"guidance {scale:g} needs a model that was also trained without its condition, and this one never was (drop 0);"
+                " leave guidance out, or train with model.drop=0.1"
+            )
 
     def generate(
         self, n: int = 1, seed: int = 0, given: Mapping[str, Any] | None = None, size: Sequence[int] | None = None, batch: int = 8
@@ -121,11 +111,14 @@ class Pretrained:
             batch: images made at once.
 
         Raises:
-            MedgenError: a model that needs source images, a condition that it does not take or that is missing.
+            MedgenError: a model that needs source images, a condition that it does not take or that is missing, a value out of range.
         """
         if self.task.source:
             raise MedgenError(f"this model makes {self._targets} from {', '.join(self.task.source)}: use translate")
-        size = tuple(size or self.contract.size)
+        if n < 0 or batch < 1:
+            raise MedgenError(f"expected n of at least 0 and batch of at least 1, got n={n} and batch={batch}")
+        size = self._size(size)
+        check_seed(seed)
         inputs = self._given(given or {}, n, size)
         made = []
         for first in range(0, n, batch):
@@ -149,9 +142,10 @@ class Pretrained:
         volumes = self.read_sources(image)
         first = volumes[self.task.source[0]]
         made, grid = self.predict_on_grid(volumes, seed, given, draws)
-        moved = grid.with_array(made)
-        array = made if first.affine is None else resampled_like(moved, first.shape, first.affine, fill=BACKGROUND).array
-        meta = {**first.meta, "model": str(self.folder or ""), "seed": seed, "scale": "typical of the training set"}
+        array = made
+        if first.affine is not None:  # a coarser grid may end up to a voxel before the image does
+            array = resampled_like(rimmed(grid.with_array(made)), first.shape, first.affine, fill=BACKGROUND).array
+        meta = {**first.meta, **self._meta(seed), "scale": self._scale}
         return first.with_array(self._inverse(array), units=self._units, meta=meta)
 
     def read_sources(self, image: Image | Mapping[str, Image]) -> dict[str, Volume]:
@@ -160,15 +154,28 @@ class Pretrained:
         if not names:
             raise MedgenError(f"this model makes {self._targets} from nothing: use generate")
         if not isinstance(image, Mapping):
-            if len(names) > 1:
+            if len(names) > 1 and not all(name.endswith(_COLOURS) for name in names):
                 raise MedgenError(f"this model needs {len(names)} channels, {', '.join(names)}: give them by name")
-            image = {names[0]: image}
+            image = dict.fromkeys(names, image)
         missing = [n for n in names if n not in image]
         if missing or set(image) - set(names):
             raise MedgenError(f"this model takes the channels {', '.join(names)}, got {', '.join(map(str, image)) or 'none'}")
-        volumes = {n: image[n] if isinstance(image[n], Volume) else read(image[n]) for n in names}
+        volumes = {n: _plane(opened(image[n], n), n) for n in names}
         check_pair(volumes, "input")
+        for name, volume in volumes.items():
+            self._check_axes(volume, name)
         return volumes
+
+    def _check_axes(self, volume: Volume, name: str) -> None:
+        """Slices and patches need volumes, pictures need pictures, millimetres need geometry."""
+        contract, axes = self.contract, len(volume.shape)
+        expected = 3 if contract.spatial_dims == 3 or contract.slice_axis is not None or contract.spacing is not None else 2
+        if contract.spacing is not None and volume.affine is None:
+            raise MedgenError(
+                f"'{name}': the model works at {_by(contract.spacing)} mm and the image has no geometry; save it as NIfTI with its affine"
+            )
+        if axes != expected:
+            raise MedgenError(f"'{name}': an image of shape {volume.shape} with {axes} axes; this model takes images with {expected}")
 
     def on_grid(self, volume: Volume, channel: str) -> Volume:
         """A channel in network units on the model's grid: its orientation and spacing (of 2D models, in the plane of the slice)."""
@@ -176,12 +183,12 @@ class Pretrained:
         mapped = volume.with_array(np.asarray(mapping.forward(volume.array, **mapping.fit(volume.array)), np.float32), units="normalised")
         if self.contract.spacing is None:
             return mapped
-        if volume.affine is None:
-            raise MedgenError(
-                f"the model works at {self.contract.spacing} mm and the image has no geometry; save it as NIfTI with its affine"
-            )
+        self._check_axes(volume, channel)
+        return self._regridded(mapped)
+
+    def _regridded(self, volume: Volume, labels: bool = False) -> Volume:
         spacing = [None if axis == self.contract.slice_axis else s for axis, s in enumerate(self.contract.spacing)]
-        return resampled(reoriented(mapped, self.contract.orientation), spacing)
+        return resampled(reoriented(volume, self.contract.orientation or "RAS"), spacing, labels)
 
     def predict_on_grid(
         self, volumes: Mapping[str, Volume], seed: int = 0, given: Mapping[str, Any] | None = None, draws: int = 1
@@ -189,9 +196,18 @@ class Pretrained:
         """The target in network units (C, *S), and the first source on the model's grid (K = 1), for evaluation."""
         on_grid = {name: self.on_grid(v, name) for name, v in volumes.items()}
         grid = next(iter(on_grid.values()))
-        stack = np.concatenate([v.array for v in on_grid.values()])
-        made = sum(self._predict(stack, seed + draw, given or {}) for draw in range(draws)) / draws
-        return made, grid
+        return self.predict(np.concatenate([v.array for v in on_grid.values()]), seed, given, draws), grid
+
+    def predict(self, stack: np.ndarray, seed: int = 0, given: Mapping[str, Any] | None = None, draws: int = 1) -> np.ndarray:
+        """(K, *S) -> (C, *S), both in network units on a grid of the model's spacing and orientation and of any size."""
+        check_seed(seed)
+        self._given(given or {}, 1, self.contract.size)  # one value for the whole volume
+        if draws < 1:
+            raise MedgenError(f"draws must be at least 1, got {draws}")
+        total = self._predict(stack, seed, given or {})
+        for draw in range(1, draws):
+            total = total + self._predict(stack, seed + draw, given or {})
+        return total if draws == 1 else total / np.float32(draws)
 
     @torch.no_grad()
     def sample(self, condition: Condition, size: Sequence[int], rng: Rng) -> Tensor:
@@ -230,19 +246,29 @@ class Pretrained:
         missing = [name for name in known if name not in given]
         if missing:
             raise MedgenError(f"this model needs a value for '{missing[0]}' ({_range(known[missing[0]])}); pass --set {missing[0]}=...")
-        values = {name: _attribute(name, given[name], n) for name in self.task.attributes}
+        values = {name: _attribute(name, given[name], known[name], n) for name in self.task.attributes}
         return values | {name: self._label_map(name, given[name], n, size) for name in self.task.labels}
 
-    def _label_map(self, name: str, value: Any, n: int, size: Sequence[int]) -> Tensor:
-        if isinstance(value, (str, Path)):
-            value = read(value)
-        array = value.array[0] if isinstance(value, Volume) else np.asarray(value)
-        array = array[..., 0] if array.ndim == len(size) + 1 and array.shape[-1] == 1 else array
-        if tuple(array.shape) != tuple(size):
-            raise MedgenError(
-                f"label map '{name}' has shape {tuple(array.shape)}, the model's grid is {tuple(size)}; resample it or pass size"
-            )
+    def _label_map(self, name: str, value: Any, n: int, size: tuple[int, ...]) -> Tensor:
+        volume = opened(value, name) if isinstance(value, (str, Path, Volume)) else opened(Volume(np.asarray(value)[None]), name)
+        check_labels(one_plane(volume, name), name, self.task.labels[name])
+        if self.contract.spacing is not None and volume.affine is not None:
+            volume = self._regridded(volume, labels=True)
+        array = volume.array[0]
+        if array.ndim == len(size) + 1 and self.contract.slice_axis is not None and array.shape[self.contract.slice_axis] == 1:
+            array = array.squeeze(self.contract.slice_axis)
+        if array.shape != size:
+            raise MedgenError(f"label map '{name}' has the grid {_by(array.shape)}, the model {_by(size)}; crop or pad it, or pass size")
         return torch.from_numpy(np.ascontiguousarray(array)).long().expand(n, 1, *size)
+
+    def _size(self, size: Sequence[int] | None) -> tuple[int, ...]:
+        """The grid to generate on."""
+        chosen = tuple(self.contract.size if size is None else map(int, size))
+        if len(chosen) != self.contract.spatial_dims or min(chosen) < 1:
+            raise MedgenError(
+                f"size must be {self.contract.spatial_dims} positive numbers, such as {_by(self.contract.size)}; got {_by(chosen)}"
+            )
+        return chosen
 
     @property
     def _targets(self) -> str:
@@ -251,6 +277,18 @@ class Pretrained:
     @property
     def _units(self) -> str:
         return self.contract.map_of(self.task.target[0]).units
+
+    @property
+    def _scale(self) -> str:
+        """Whether the values mean the same for every image."""
+        rules = [self.contract.map_of(c) for c in self.task.target]
+        per_volume = any(rule.fit(np.zeros(1)) != rule.fit(np.arange(9.0)) for rule in rules)
+        return "typical of the training set" if per_volume else "as declared by the intensity map"
+
+    def _meta(self, seed: int) -> dict[str, Any]:
+        """What a volume remembers of how it was made; `range` is what a picture shows as black and white."""
+        typical = self.contract.typical(self.task.target[0])
+        return {"seed": seed, "model": str(self.folder or ""), "range": (typical["low"], typical["high"])}
 
     def _inverse(self, made: np.ndarray) -> np.ndarray:
         """Network units (C, *S) to stored ones, by the training set's typical parameters where the map has its own per volume."""
@@ -263,8 +301,8 @@ class Pretrained:
         if contract.spacing is not None:
             if contract.slice_axis is not None:
                 made = np.expand_dims(made, contract.slice_axis + 1)
-            affine = _centred_affine(made.shape[1:], contract.spacing)
-        return Volume(self._inverse(made), affine, self._units, {"seed": seed, "index": index, "model": str(self.folder or "")})
+            affine = centred_affine(made.shape[1:], contract.spacing, contract.orientation or "RAS")
+        return Volume(self._inverse(made), affine, self._units, {**self._meta(seed), "index": index})
 
 
 def golden(pretrained: Pretrained, size: int = 16) -> dict[str, Any]:
@@ -304,7 +342,7 @@ def _sampler(name: str | None, current: Any, steps: int | None) -> Any:
     import medgen.samplers as room
     from medgen.samplers.sampler import Sampler
 
-    steps = steps or current.steps
+    steps = current.steps if steps is None else steps
     if steps < 1:
         raise MedgenError(f"steps must be at least 1, got {steps}")
     found = {}
@@ -312,22 +350,24 @@ def _sampler(name: str | None, current: Any, steps: int | None) -> Any:
         for value in vars(import_module(f"medgen.samplers.{module.name}")).values():
             if isinstance(value, type) and issubclass(value, Sampler) and value is not Sampler:
                 found[module.name] = value
-    if name is None:
+    if name is not None and name not in found:
+        raise MedgenError(f"no sampler '{name}'; {nearest(name, found)}")
+    if name is None or found[name] is type(current):  # what else it was set to, such as DDIM's eta, stays
         changed = copy(current)
         changed.steps = steps
         return changed
-    if name not in found:
-        raise MedgenError(f"no sampler '{name}'; {nearest(name, found)}")
     return found[name](current.grid, steps)
 
 
-def _attribute(name: str, value: Any, n: int) -> Tensor:
+def _attribute(name: str, value: Any, classes: int, n: int) -> Tensor:
     try:
         values = torch.as_tensor(value, dtype=torch.float32).reshape(-1)
-    except (TypeError, ValueError) as error:
-        raise MedgenError(f"'{name}' must be a number, got {value!r}") from error
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise MedgenError(f"'{name}' must be {_range(classes)}, got {value!r}") from error
     if len(values) not in (1, n):
         raise MedgenError(f"'{name}' has {len(values)} values for {n} images: give one, or one each")
+    if not bool(torch.isfinite(values).all()) or (classes and bool((values != values.floor()).any())):
+        raise MedgenError(f"'{name}' must be {_range(classes)}, got {value!r}")
     return values.expand(n) if len(values) == 1 else values
 
 
@@ -342,8 +382,17 @@ def _undo(placement: Placement, array: np.ndarray) -> np.ndarray:
     return Placement(shape, placement.axes, placement.start, placement.size).undo(array, BACKGROUND)
 
 
-def _centred_affine(shape: Sequence[int], spacing: Sequence[float]) -> np.ndarray:
-    """RAS axes with the middle of the grid at the world's origin."""
-    affine = np.diag([*spacing, 1.0])
-    affine[:3, 3] = [-(n - 1) / 2 * s for n, s in zip(shape, spacing, strict=True)]
-    return affine
+def _plane(volume: Volume, name: str) -> Volume:
+    """The one channel called `name`, also out of a colour picture."""
+    colour = [i for i, ending in enumerate(_COLOURS) if name.endswith(ending)]
+    return one_plane(volume, name, colour[0] if colour and len(volume.array) == 3 else None)
+
+
+def check_seed(seed: int) -> None:
+    """Refuse what the keyed random numbers do not take."""
+    if int(seed) != seed or seed < 0:
+        raise MedgenError(f"seed must be a whole number of at least 0, got {seed}")
+
+
+def _by(numbers: Sequence[float]) -> str:
+    return " x ".join(f"{n:g}" for n in numbers)

@@ -14,14 +14,17 @@ from torch import Tensor
 from medgen.cli.loading import given, pretrained
 from medgen.core.errors import MedgenError
 from medgen.core.volume import Volume
-from medgen.data.checks import check_pair
+from medgen.data.checks import attribute, check_pair, one_plane
 from medgen.data.files import FileData, Options
 from medgen.data.manifest import Manifest
 from medgen.data.readers import read
+from medgen.evaluation.masks import body_mask
 from medgen.evaluation.report import free_paths, summary, write_report
 from medgen.evaluation.samples import write_samples_report
 from medgen.evaluation.volumes import Evaluation, PairedCase, evaluate_translation
 from medgen.inference import Pretrained
+
+AIR = -500.0  # HU: between lung and fat
 
 
 def run(options: argparse.Namespace) -> None:
@@ -46,22 +49,17 @@ def translation(model: Pretrained, manifest: Manifest, options: argparse.Namespa
     """Every volume of the split on the model's grid, in network units."""
     rows = manifest.split(options.split)
     rows.require_files((*model.task.source, *model.task.target))
-    conditions = given(options)
-    grids: dict[int, dict[str, Volume]] = {}
+    said = given(options)
+    conditions: dict[str, Any] = {}  # of the case at hand
 
     def cases() -> Iterator[PairedCase]:
         for row in rows.rows:
-            volumes = {c: read(rows.file(row, c)) for c in (*model.task.source, *model.task.target)}
-            check_pair(volumes, f"{rows.path}: subject {row['subject']}")
-            grids.clear()
-            source = {c: volumes[c] for c in model.task.source}
-            case = PairedCase(row["subject"], stacked(model, source), stacked(model, {c: volumes[c] for c in model.task.target}))
-            grids[id(case.source)] = source
-            yield case
+            conditions.clear()
+            conditions.update(row_attributes(model, rows, row) | said)
+            yield paired(model, rows, row)
 
     def predict(source: Tensor) -> Tensor:
-        made, _ = model.predict_on_grid(grids[id(source)], options.seed, conditions, options.draws)
-        return torch.from_numpy(np.ascontiguousarray(made))[None]
+        return torch.from_numpy(np.ascontiguousarray(model.predict(source[0].numpy(), options.seed, conditions, options.draws)))[None]
 
     axis = 2 if model.contract.slice_axis is None else model.contract.slice_axis
     evaluation = evaluate_translation(predict, cases(), slice_axis=axis)
@@ -72,7 +70,37 @@ def translation(model: Pretrained, manifest: Manifest, options: argparse.Namespa
         "draws": str(options.draws),
         "grid": f"{model.contract.orientation}, spacing {model.contract.spacing} mm, slices along axis {model.contract.slice_axis}",
     }
+    if any(rule_name(model, c) == "ct_hu" for c in channels(model)):
+        evaluation.protocol["body"] = f"above {AIR:g} HU in any CT channel: the largest connected part, holes filled"
     return evaluation
+
+
+def channels(model: Pretrained) -> tuple[str, ...]:
+    """Source and target channels; a name that is both counts once."""
+    return tuple(dict.fromkeys((*model.task.source, *model.task.target)))
+
+
+def rule_name(model: Pretrained, channel: str) -> str:
+    return model.contract.intensity[channel]["name"]
+
+
+def paired(model: Pretrained, manifest: Manifest, row: dict[str, str]) -> PairedCase:
+    """One row as source, target and, for CT, the body; on the model's grid in network units."""
+    where = f"{manifest.path}: subject {row['subject']}"
+    volumes = {c: one_plane(read(manifest.file(row, c)), c) for c in channels(model)}
+    check_pair(volumes, where)
+    images = [stacked(model, {c: volumes[c] for c in names}) for names in (model.task.source, model.task.target)]
+    hounsfield = [c for c in volumes if rule_name(model, c) == "ct_hu"]
+    if not hounsfield:
+        return PairedCase(row["subject"], *images)
+    rules = {c: model.contract.map_of(c) for c in hounsfield}
+    above = [stacked(model, {c: volumes[c]}) - rule.forward(AIR, **rule.fit(volumes[c].array)) for c, rule in rules.items()]
+    return PairedCase(row["subject"], *images, mask=body_mask(torch.cat(above, 1)[0], threshold=0.0)[None])
+
+
+def row_attributes(model: Pretrained, manifest: Manifest, row: dict[str, str]) -> dict[str, int | float]:
+    """The model's attributes that the manifest has a column for."""
+    return {n: attribute(row, n, classes, manifest.path) for n, classes in model.task.attributes.items() if n in manifest.columns}
 
 
 def stacked(model: Pretrained, volumes: dict[str, Volume]) -> Tensor:
@@ -87,13 +115,21 @@ def synthesis(model: Pretrained, options: argparse.Namespace, name: str) -> dict
     rules = {c: {k: v for k, v in contract.intensity[c].items() if k != "typical"} for c in contract.target}
     data = FileData(options.data, rules, contract.size, spacing=contract.spacing, slice_axis=contract.slice_axis, options=Options())
     real = {split: images(data, split, contract.target) for split in ("train", options.split)}
-    volumes = model.generate(options.n, options.seed, given(options))
+    volumes = model.generate(
+        options.n, options.seed, drawn_attributes(model, data.manifest.split(options.split), options.n) | given(options)
+    )
     made = torch.stack([network_units(model, v) for v in volumes])
     if made.shape[1:] != real["train"].shape[1:]:
         raise MedgenError(f"samples have shape {tuple(made.shape[1:])}, the data's images {tuple(real['train'].shape[1:])}")
     return write_samples_report(
         made, real["train"], real[options.split], options.output, name, options.overwrite, contract.spacing is not None
     )
+
+
+def drawn_attributes(model: Pretrained, manifest: Manifest, n: int) -> dict[str, list[int | float]]:
+    """For `n` samples the attributes of the split's rows, in turn, so that both have the same mixture."""
+    rows = [row_attributes(model, manifest, row) for row in manifest.rows]
+    return {name: [rows[i % len(rows)][name] for i in range(n)] for name in rows[0]}
 
 
 def network_units(model: Pretrained, volume: Volume) -> Tensor:

@@ -16,11 +16,7 @@ def pretrained(options: argparse.Namespace) -> Pretrained:
     device = options.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        model = load(options.model, device)
-    except (RuntimeError, AssertionError) as error:
-        raise MedgenError(f"device '{options.device}' cannot be used: {error}") from error
-    return model.with_sampler(options.sampler, options.steps, options.guidance)
+    return load(options.model, device).with_sampler(options.sampler, options.steps, options.guidance)
 
 
 def given(options: argparse.Namespace) -> dict[str, Any]:

@@ -22,6 +22,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     except MedgenError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # `medgen zoo list | head`
+        sys.stdout = None
+        sys.exit(1)
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        print(f"error: {place}{error.strerror or error}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
 
@@ -91,7 +98,7 @@ def _demo(parser: argparse.ArgumentParser) -> None:
 
 def _model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="zoo name, run folder, checkpoint folder or hf://owner/repo")
-    parser.add_argument("--seed", type=int, default=0, help="of all random draws (default 0)")
+    parser.add_argument("--seed", type=_seed, default=0, help="of all random draws (default 0)")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 or auto (default)")
     parser.add_argument("--sampler", help="walk the reverse process another way: euler, heun, ddim")
     parser.add_argument("--steps", type=_positive, help="sampler steps")
@@ -105,10 +112,17 @@ def _output(parser: argparse.ArgumentParser) -> None:
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value
+    return _whole(text, 1)
+
+
+def _seed(text: str) -> int:
+    return _whole(text, 0)
+
+
+def _whole(text: str, least: int) -> int:
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least {least}, got '{text}'")
+    return int(text)
 
 
 def _lazy(command: str):

@@ -7,17 +7,20 @@ from pathlib import Path
 
 from medgen.cli.loading import given, pretrained
 from medgen.core.errors import MedgenError
+from medgen.core.volume import writable
 
 
 def run(options: argparse.Namespace) -> None:
     """Write one file; an existing one is not replaced without `--overwrite`."""
     output = Path(options.output)
-    if output.exists() and not options.overwrite:
-        raise MedgenError(f"{output} exists; choose another name or pass --overwrite")
+    ending = writable(output, options.overwrite)
     model = pretrained(options)
-    volume = model.translate(sources(options.input), options.seed, given(options), options.draws)
+    inputs = model.read_sources(sources(options.input))
+    if ending.startswith(".nii") and any(volume.affine is None for volume in inputs.values()):
+        raise MedgenError(f"{output.name}: a NIfTI needs an affine, and the input has no geometry; write .png or .npy")
+    volume = model.translate(inputs, options.seed, given(options), options.draws)
     volume.save(output, options.overwrite)
-    print(f"{output}: {', '.join(model.task.target)} in {volume.units} units, {volume.meta['scale']}")
+    print(f"{output}: {', '.join(model.task.target)}, units {volume.units}, scale {volume.meta['scale']}")
 
 
 def sources(items: list[str]) -> str | dict[str, str]:
@@ -28,4 +31,7 @@ def sources(items: list[str]) -> str | dict[str, str]:
     wrong = [item for item, (_, separator, _) in zip(items, pairs, strict=True) if not separator]
     if wrong:
         raise MedgenError(f"several inputs are given as channel=file, got '{wrong[0]}'")
+    names = [name for name, _, _ in pairs]
+    if len(set(names)) < len(names):
+        raise MedgenError(f"a channel is given twice: {', '.join(names)}")
     return {name: value for name, _, value in pairs}

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 from medgen.checkpoint import read_document
+from medgen.core.contract import Contract
 from medgen.core.errors import MedgenError
+from medgen.core.volume import folder_for
+from medgen.zoo import find, zoo_folders, zoo_models
 
+WEIGHTS, CARD = "model.safetensors", "card.md"
 LARGEST = 12 * 2**20  # bytes of weights that a zoo folder may hold
 
 
@@ -20,26 +26,39 @@ def run(options: argparse.Namespace) -> None:
 
 def entries() -> list[dict[str, Any]]:
     """One dictionary per model: name, family, task, channels, grid, data, licence, parameters' bytes, metrics."""
-    from medgen.inference import find, zoo_names
-
-    return [entry(find(name), name) for name in zoo_names()]
+    found = []
+    for name, folder in zoo_models().items():
+        try:
+            found.append(entry(folder, name))
+        except MedgenError as error:
+            print(f"left out: {error}", file=sys.stderr)
+    return found
 
 
 def entry(folder: Path, name: str) -> dict[str, Any]:
-    """What `medgen zoo list` says of a model, read from its files."""
+    """What `medgen zoo list` says of a model, read from its files.
+
+    Raises:
+        MedgenError: files that are missing or corrupted.
+    """
     document = read_document(folder)
-    contract, recipe = document["contract"], document["recipe"]
+    try:
+        contract = Contract.from_dict(document["contract"])
+        model, task = (document["recipe"][part]["_target_"].rsplit(".", 1)[-1] for part in ("model", "task"))
+        size = (folder / WEIGHTS).stat().st_size
+    except (KeyError, TypeError, AttributeError, OSError) as error:
+        raise MedgenError(f"{folder} is not a whole checkpoint ({error}); copy it again") from error
     return {
         "name": name,
-        "model": recipe["model"]["_target_"].rsplit(".", 1)[1],
-        "task": recipe["task"]["_target_"].rsplit(".", 1)[1].lower(),
-        "source": contract["source"],
-        "target": contract["target"],
-        "size": contract["size"],
-        "spacing": contract["spacing"],
-        "data": contract["data"].get("name", "unknown"),
-        "licence": contract["data"].get("licence", "unknown"),
-        "bytes": (folder / "model.safetensors").stat().st_size,
+        "model": model,
+        "task": task.lower(),
+        "source": list(contract.source),
+        "target": list(contract.target),
+        "size": list(contract.size),
+        "spacing": None if contract.spacing is None else list(contract.spacing),
+        "data": contract.data.get("name", "unknown"),
+        "licence": contract.data.get("licence", "unknown"),
+        "bytes": size,
         "metrics": document.get("metrics", {}),
     }
 
@@ -48,6 +67,9 @@ def _list(options: argparse.Namespace) -> None:
     rows = entries()
     if options.json:
         print(json.dumps(rows, indent=2))
+        return
+    if not rows:
+        print("no models; looked in " + ", ".join(map(str, zoo_folders())))
         return
     from rich.console import Console
     from rich.table import Table
@@ -70,38 +92,45 @@ def _list(options: argparse.Namespace) -> None:
 
 
 def _show(options: argparse.Namespace) -> None:
-    from medgen.inference import find
-
     folder = find(options.model)
-    card = folder / "card.md"
-    print(card.read_text() if card.is_file() else json.dumps(entry(folder, folder.name), indent=2))
+    card = folder / CARD
+    print(card.read_text("utf-8") if card.is_file() else json.dumps(entry(folder, folder.name), indent=2))
 
 
 def _add(options: argparse.Namespace) -> None:
-    from medgen.inference import find
+    """The model is loaded and sampled before anything is written, so that the zoo only holds models that work."""
+    from medgen.checkpoint import write_document
 
     source, target = find(options.model), Path(options.zoo) / options.name
-    weights = source / "model.safetensors"
-    if weights.stat().st_size > LARGEST:
-        raise MedgenError(f"{weights} has {weights.stat().st_size / 2**20:.1f} MB; the zoo takes {LARGEST / 2**20:.0f}: use the hub")
-    if target.exists() and not options.overwrite:
-        raise MedgenError(f"{target} exists; choose another name or pass --overwrite")
-    if options.card and not Path(options.card).is_file():
-        raise MedgenError(f"no card {options.card}")
-    target.mkdir(parents=True, exist_ok=True)
-    for name in ("model.safetensors", "contract.json"):
-        shutil.copyfile(source / name, target / name)
-    _golden(target)
-    if options.card:
-        shutil.copyfile(options.card, target / "card.md")
+    _check_addition(options, source, target)
+    document = read_document(source)
+    document["golden"] = _golden(source)
+    card = Path(options.card) if options.card else source / CARD
+    text = card.read_bytes() if card.is_file() else None
+    folder_for(target)
+    if source.resolve() != target.resolve():
+        shutil.copyfile(source / WEIGHTS, target / WEIGHTS)
+    write_document(target, document)
+    (target / CARD).unlink(missing_ok=True)  # a replaced model's card must not describe this one
+    if text is not None:
+        (target / CARD).write_bytes(text)
     print(f"added: {target}")
 
 
-def _golden(folder: Path) -> None:
-    """Store a small output of the model, so that another machine or release can be checked against it."""
-    from medgen.checkpoint import write_document
+def _check_addition(options: argparse.Namespace, source: Path, target: Path) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", options.name):
+        raise MedgenError(f"'{options.name}' is no name for a model: use letters, digits, '_', '-' and '.'")
+    if target.exists() and not options.overwrite:
+        raise MedgenError(f"{target} exists; choose another name or pass --overwrite")
+    if options.card and not Path(options.card).is_file():
+        raise MedgenError(f"no card {options.card}; write one as a Markdown file or leave --card out")
+    size = entry(source, options.name)["bytes"]
+    if size > LARGEST:
+        raise MedgenError(f"{source / WEIGHTS} has {size / 2**20:.1f} MiB; the zoo takes {LARGEST / 2**20:.0f}: use the hub")
+
+
+def _golden(folder: Path) -> dict[str, Any]:
+    """A small output of the model, so that another machine or release can be checked against it."""
     from medgen.inference import golden, load
 
-    document = read_document(folder)
-    document["golden"] = golden(load(folder))
-    write_document(folder, document)
+    return golden(load(folder))

@@ -74,6 +74,24 @@ def resampled_like(volume: Volume, shape: Sequence[int], affine: np.ndarray, lab
     return volume.with_array(array, affine=np.array(affine, np.float64))
 
 
+def rimmed(volume: Volume) -> Volume:
+    """The volume with its outermost voxels repeated once on every side, each voxel at its place in the world."""
+    affine = np.array(_geometry(volume))
+    affine[:3, 3] -= affine[:3, :3].sum(1)
+    return volume.with_array(np.pad(volume.array, ((0, 0), *((1, 1),) * 3), mode="edge"), affine=affine)
+
+
+def centred_affine(shape: Sequence[int], spacing: Sequence[float], orientation: str) -> np.ndarray:
+    """Axes that grow towards `orientation`, with the middle of the grid at the world's origin."""
+    affine = np.zeros((4, 4))
+    for column, (letter, step) in enumerate(zip(orientation, spacing, strict=True)):
+        row, sign = next((row, 1 - 2 * pair.index(letter)) for row, pair in enumerate(("RL", "AP", "SI")) if letter in pair)
+        affine[row, column] = sign * step
+    affine[:3, 3] = -affine[:3, :3] @ ((np.array(shape) - 1) / 2)
+    affine[3, 3] = 1.0
+    return affine
+
+
 @dataclass(frozen=True)
 class Placement:
     """A window on a grid: index k of the window is index k + start of the grid. It may stick out of the grid.

@@ -40,15 +40,16 @@ def montage(rows: Sequence[Sequence[np.ndarray]], gap: int = 2) -> np.ndarray:
 
 
 def picture(volume: Volume) -> np.ndarray:
-    """A 2D image as it is; of a volume the three middle planes beside each other (axial, coronal, sagittal)."""
+    """A 2D image, plain ones over `meta["range"]` where it is known; of a volume the middle axial, coronal and sagittal planes."""
     array = volume.array
-    if array.ndim == 4 and array.shape[-1] == 1:
-        array = array[..., 0]
+    thin = [axis for axis in range(1, array.ndim) if array.shape[axis] == 1]
+    if array.ndim == 4 and thin:
+        array = array.squeeze(thin[-1])
     if array.ndim == 3 and array.shape[0] == 3 and volume.affine is None:
         return np.moveaxis(gray(array, 0.0, 255.0), 0, -1)
     first = array[0]
     if first.ndim == 2:
-        return gray(first if volume.affine is None else upright(first))
+        return gray(first, *volume.meta.get("range", ())) if volume.affine is None else gray(upright(first))
     low, high = np.percentile(first, (0.5, 99.5))
     planes = [np.take(first, first.shape[axis] // 2, axis) for axis in (2, 1, 0)]
     return montage([[gray(upright(p), low, high) for p in planes]])

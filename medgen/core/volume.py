@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -54,17 +55,52 @@ class Volume:
         """Write `.nii`, `.nii.gz`, `.npy` or `.png` by the file's ending.
 
         Raises:
-            MedgenError: a NIfTI without geometry; an existing file without `overwrite`; an unknown ending.
+            MedgenError: a NIfTI without geometry; an existing file without `overwrite`; an unknown ending; a place that cannot be
+                written. What was there before stays until the new file is complete.
         """
         path = Path(path)
-        ending = next((e for e in WRITERS if path.name.lower().endswith(e)), None)
-        if ending is None:
-            raise MedgenError(f"cannot write {path.name}: the file must end in one of {', '.join(WRITERS)}")
-        if path.exists() and not overwrite:
-            raise MedgenError(f"{path} exists; choose another name or pass overwrite=True (--overwrite)")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        WRITERS[ending](self, path)
+        ending = writable(path, overwrite)
+        partial = path.with_name(f".{path.name}.partial{ending}")
+        try:
+            WRITERS[ending](self, partial)
+            os.replace(partial, path)
+        except OSError as error:
+            raise MedgenError(f"cannot write {path}: {error.strerror or error}") from error
+        finally:
+            partial.unlink(missing_ok=True)
         return path
+
+
+def writable(path: Path, overwrite: bool = False) -> str:
+    """The ending of a file that `Volume.save` can write; its folder is made. Ask before hours of work, not after.
+
+    Raises:
+        MedgenError: an unknown ending, an existing file without `overwrite`, a folder in its place or one that cannot be written.
+    """
+    ending = next((e for e in WRITERS if path.name.lower().endswith(e)), None)
+    if ending is None:
+        raise MedgenError(f"cannot write {path.name}: the file must end in one of {', '.join(WRITERS)}")
+    folder_for(path.parent)
+    if path.is_dir():
+        raise MedgenError(f"{path} is a folder; choose a file name")
+    if path.exists() and not overwrite:
+        raise MedgenError(f"{path} exists; choose another name or pass overwrite=True (--overwrite)")
+    return ending
+
+
+def folder_for(folder: Path) -> Path:
+    """`folder`, made where it is missing.
+
+    Raises:
+        MedgenError: it cannot be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MedgenError(f"cannot make the folder {folder}: {error.strerror}; choose another place") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise MedgenError(f"cannot write into the folder {folder}: permission denied; choose another place")
+    return folder
 
 
 def _write_nifti(volume: Volume, path: Path) -> None:
@@ -76,10 +112,22 @@ def _write_nifti(volume: Volume, path: Path) -> None:
     while array.ndim < 4:
         array = array[..., None]
     data = array[0] if len(array) == 1 else np.moveaxis(array, 0, -1)
-    image = nibabel.Nifti1Image(np.ascontiguousarray(data), volume.affine)
+    image = nibabel.Nifti1Image(_storable(np.ascontiguousarray(data)), volume.affine)
     image.header.set_xyzt_units("mm")
     image.header["descrip"] = f"medgen; units: {volume.units}"[:79].encode()
     nibabel.save(image, path)
+
+
+def _storable(array: np.ndarray) -> np.ndarray:
+    """Types that NIfTI has not, or that few programs read, in the next one that holds their values."""
+    if array.dtype == bool:
+        return array.astype(np.uint8)
+    if array.dtype == np.float16:
+        return array.astype(np.float32)
+    if array.dtype.kind in "iu" and array.dtype.itemsize == 8:
+        small = bool(array.size) and array.min() >= -(2**31) and array.max() < 2**31
+        return array.astype(np.int32 if small else np.float64)
+    return array
 
 
 def _write_npy(volume: Volume, path: Path) -> None:

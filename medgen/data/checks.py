@@ -10,8 +10,24 @@ import numpy as np
 
 from medgen.core.errors import MedgenError
 from medgen.core.volume import Volume
+from medgen.data.readers import read
 
 _TOLERANCE = 0.05  # voxels by which two headers of the same grid may differ
+
+
+def opened(image: str | Path | Volume, name: str) -> Volume:
+    """A file or Volume with finite voxels on (C, *S), and a name for messages."""
+    if not isinstance(image, Volume):
+        if not isinstance(image, (str, Path)):
+            raise MedgenError(
+                f"'{name}' must be a file or a medgen.Volume, got {type(image).__name__}; wrap arrays as Volume(array, affine)"
+            )
+        return read(image)
+    if image.array.ndim not in (3, 4) or min(image.array.shape) < 1 or (image.affine is not None and image.array.ndim != 4):
+        raise MedgenError(f"'{name}': a Volume's array has a channel axis in front, (C, *S); got shape {tuple(image.array.shape)}")
+    if not np.isfinite(image.array).all():
+        raise MedgenError(f"'{name}' holds NaN or infinite voxels; repair or mask the image first")
+    return image if "file" in image.meta else image.with_array(image.array, meta={**image.meta, "file": f"'{name}'"})
 
 
 def one_plane(volume: Volume, name: str, plane: int | None = None) -> Volume:
