@@ -46,14 +46,14 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(1)
-    lines = []
+    given.output.parent.mkdir(parents=True, exist_ok=True)
+    lines = [HEAD.format(machine=machine()).rstrip("\n")]
     for part in PARTS:
         module = importlib.import_module(part)
         for row in module.rows(given.rounds) if part == "unet" else module.rows():
             print(row, flush=True)
             lines.append(str(row))
-    given.output.parent.mkdir(parents=True, exist_ok=True)
-    given.output.write_text(HEAD.format(machine=machine()) + "\n".join(lines) + "\n")
+            given.output.write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

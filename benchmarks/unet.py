@@ -6,7 +6,7 @@ Each peer runs in its own fastest mode (flash attention; in bf16 both layouts). 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -139,14 +139,14 @@ def case_rows(case: Case, bf16: bool, rounds: int) -> list[Row]:
     ]
 
 
-def rows(rounds: int = 5) -> list[Row]:
+def rows(rounds: int = 5) -> Iterator[Row]:
     """All cases in float32 and under bfloat16 autocast."""
-    return [row for case in CASES for bf16 in (False, True) for row in case_rows(case, bf16, rounds)]
+    for case in CASES:
+        for bf16 in (False, True):
+            yield from case_rows(case, bf16, rounds)
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    for case in CASES:
-        for bf16 in (False, True):
-            for row in case_rows(case, bf16, int(sys.argv[1]) if sys.argv[1:] else 5):
-                print(row, flush=True)
+    for row in rows(int(sys.argv[1]) if sys.argv[1:] else 5):
+        print(row, flush=True)
