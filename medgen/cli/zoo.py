@@ -31,7 +31,7 @@ def entries() -> list[dict[str, Any]]:
         try:
             found.append(entry(folder, name))
         except MedgenError as error:
-            print(f"left out: {error}", file=sys.stderr)
+            print(f"left out: {name}: {error}", file=sys.stderr)
     return found
 
 
