@@ -13,7 +13,7 @@ from torch import Tensor
 
 from medgen.cli.loading import given, pretrained
 from medgen.core.errors import MedgenError
-from medgen.core.volume import Volume
+from medgen.core.volume import Volume, folder_for
 from medgen.data.checks import attribute, check_pair, one_plane
 from medgen.data.files import FileData, Options
 from medgen.data.manifest import Manifest
@@ -30,7 +30,7 @@ AIR = -500.0  # HU: between lung and fat
 def run(options: argparse.Namespace) -> None:
     """Translation: PSNR, SSIM, NMSE and MAE per volume. Synthesis: feature distance and nearest neighbours. JSON and PNG."""
     name = "evaluation"
-    free_paths(options.output, name, options.overwrite)
+    free_paths(folder_for(Path(options.output)), name, options.overwrite)
     model = pretrained(options)
     manifest = Manifest.read(options.data)
     if model.task.source:
