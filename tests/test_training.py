@@ -1,6 +1,7 @@
 """The training loop: averages, phases, skipped steps, resuming after a kill, stopping, refusing."""
 
 import copy
+import csv
 import os
 import signal
 import subprocess
@@ -260,3 +261,21 @@ def test_what_does_not_fit_is_refused_before_training(tmp_path, overrides, messa
 def test_resuming_nothing_is_refused(tmp_path):
     with pytest.raises(MedgenError, match="not a run folder"):
         resume_run(tmp_path, [])
+
+
+CURVES = {
+    "diffusion": [1.53375, 0.93139, 1.35722, 1.51218, 1.17764],
+    "gan": [0.375935, 0.38637, 0.360128, 0.363119, 0.351779],
+    "regression": [0.644464, 0.678483, 0.614778, 0.629757, 0.621376],
+}
+TERM = {"diffusion": "train/loss", "gan": "train/l1", "regression": "train/l1"}
+
+
+@pytest.mark.parametrize("model", CURVES)
+def test_the_first_five_losses_are_what_they_were(tmp_path, model):
+    """A change of these numbers is a change of training: it needs a reason in the commit that stores new ones."""
+    extra = ("model.reconstruction=1.0",) if model == "gan" else ()
+    trained(tmp_path / "run", "task=translation", f"model={model}", *extra, "training.steps=5", "training.validate_every=5")
+    with (tmp_path / "run" / "metrics.csv").open() as file:
+        losses = [float(row[TERM[model]]) for row in csv.DictReader(file) if row[TERM[model]]]
+    assert losses == pytest.approx(CURVES[model], rel=2e-3)
