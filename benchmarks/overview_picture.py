@@ -18,7 +18,7 @@ from medgen.data.phantom.source import PhantomData
 
 PICTURE = Path(__file__).parents[1] / "docs/pictures/overview.png"
 WINDOWS = {"t1": (0, 0.32), "t2": (0, 0.6), "pd": (0, 0.64), "flair": (0, 0.16), "ct": (-40, 100), "tissue": (0, 9)}
-SIDE = 160  # pixels of a panel
+SIDE = 192  # pixels of a panel
 
 
 def contrasts() -> list[np.ndarray]:
@@ -38,7 +38,7 @@ def samples(name: str) -> list[np.ndarray]:
 
 def panel(plane: np.ndarray, low: float, high: float) -> np.ndarray:
     picture = Image.fromarray(gray(upright(plane), low, high))
-    return np.asarray(picture.resize((SIDE, SIDE), Image.Resampling.NEAREST))[:, 20:-20]
+    return np.asarray(picture.resize((SIDE, SIDE), Image.Resampling.NEAREST))[8:-8, 26:-26]
 
 
 def main() -> None:
