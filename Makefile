@@ -1,7 +1,6 @@
 # Every target works on a fresh clone: it makes .venv when that is missing or older than the packaging files.
 PY := .venv/bin/python
-export OMP_NUM_THREADS ?= 1
-PYTEST := $(PY) -m pytest -n 2 --dist loadfile
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile
 
 .PHONY: demo test test-all lint bench clean
 
@@ -19,7 +18,8 @@ lint: .venv/.installed
 	$(PY) -m ruff format --check .
 
 bench: .venv/.installed
-	@set -e; for file in benchmarks/[a-z]*.py; do echo "== $$file"; $(PY) $$file; done
+	$(PY) -m benchmarks
+	$(PY) benchmarks/ssim.py
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache
