@@ -25,6 +25,7 @@ from medgen.core.task import Task
 from medgen.core.volume import Volume
 from medgen.core.windows import blended
 from medgen.data.checks import check_labels, check_pair, one_plane, opened
+from medgen.samplers.choice import renewed
 from medgen.zoo import find
 
 BACKGROUND = -1.0
@@ -81,7 +82,7 @@ class Pretrained:
         if not hasattr(self.model, "sampler"):
             raise MedgenError(f"a {type(self.model).__name__} makes its image in one pass: it takes no sampler, steps or guidance")
         model = copy(self.model)
-        model.sampler = _sampler(name, model.sampler, steps)
+        model.sampler = renewed(model.sampler, name, steps)
         if guidance is not None:
             self._check_guidance(guidance)
             model.guidance = build({"_target_": "medgen.samplers.guidance.ClassifierFree", "scale": guidance})
@@ -103,7 +104,7 @@ class Pretrained:
     def generate(
         self, n: int = 1, seed: int = 0, given: Mapping[str, Any] | None = None, size: Sequence[int] | None = None, batch: int = 8
     ) -> list[Volume]:
-        """`n` new images; image i is the same whatever `n` and `batch`.
+        """`n` new images; image i is the same whatever `n` and `batch`. They lie where a given label map lies, else around the origin.
 
         Args:
             given: attribute -> value (one for all, or n of them); label map -> file, Volume or array (*S) on the model's grid.
@@ -119,13 +120,15 @@ class Pretrained:
             raise MedgenError(f"expected n of at least 0 and batch of at least 1, got n={n} and batch={batch}")
         size = self._size(size)
         check_seed(seed)
-        inputs = self._given(given or {}, n, size)
+        labels = {name: self._label_volume(name, (given or {})[name]) for name in self.task.labels if name in (given or {})}
+        inputs = self._given({**(given or {}), **labels}, n, size)
+        place = next((v.affine for v in labels.values() if v.affine is not None and self.contract.spacing is not None), None)
         made = []
         for first in range(0, n, batch):
             rows = slice(first, min(first + batch, n))
             condition = self.task.condition({k: v[rows] for k, v in inputs.items()}).to(self.device)
             made.append(self.sample(condition, size, Rng(seed, 0, range(n)[rows], self.device)))
-        return [self._volume(x, seed, i) for i, x in enumerate(torch.cat(made).numpy())] if made else []
+        return [self._volume(x, place, seed, i) for i, x in enumerate(torch.cat(made).numpy())] if made else []
 
     def translate(
         self, image: Image | Mapping[str, Image], seed: int = 0, given: Mapping[str, Any] | None = None, draws: int = 1
@@ -249,12 +252,18 @@ class Pretrained:
         values = {name: _attribute(name, given[name], known[name], n) for name in self.task.attributes}
         return values | {name: self._label_map(name, given[name], n, size) for name in self.task.labels}
 
+    def _label_volume(self, name: str, value: Any) -> Volume:
+        """A label map, checked, and where it has geometry in the model's orientation and spacing."""
+        if not isinstance(value, (str, Path, Volume)):
+            if np.ndim(value) < 2:
+                raise MedgenError(f"label map '{name}' must be a file, a Volume or an array, got {value!r}")
+            value = Volume(np.asarray(value)[None])
+        volume = one_plane(opened(value, name), name)
+        check_labels(volume, name, self.task.labels[name])
+        return volume if self.contract.spacing is None or volume.affine is None else self._regridded(volume, labels=True)
+
     def _label_map(self, name: str, value: Any, n: int, size: tuple[int, ...]) -> Tensor:
-        volume = opened(value, name) if isinstance(value, (str, Path, Volume)) else opened(Volume(np.asarray(value)[None]), name)
-        check_labels(one_plane(volume, name), name, self.task.labels[name])
-        if self.contract.spacing is not None and volume.affine is not None:
-            volume = self._regridded(volume, labels=True)
-        array = volume.array[0]
+        array = self._label_volume(name, value).array[0]
         if array.ndim == len(size) + 1 and self.contract.slice_axis is not None and array.shape[self.contract.slice_axis] == 1:
             array = array.squeeze(self.contract.slice_axis)
         if array.shape != size:
@@ -295,13 +304,14 @@ class Pretrained:
         channels = [self.contract.map_of(c).inverse(made[i], **self.contract.typical(c)) for i, c in enumerate(self.task.target)]
         return np.stack(channels).astype(np.float32)
 
-    def _volume(self, made: np.ndarray, seed: int, index: int) -> Volume:
-        """A generated image with the contract's geometry; a 2D slice of a volume becomes one voxel thick."""
-        contract, affine = self.contract, None
+    def _volume(self, made: np.ndarray, affine: np.ndarray | None, seed: int, index: int) -> Volume:
+        """A generated image with the contract's geometry, at `affine` if given; a 2D slice of a volume becomes one voxel thick."""
+        contract = self.contract
         if contract.spacing is not None:
             if contract.slice_axis is not None:
                 made = np.expand_dims(made, contract.slice_axis + 1)
-            affine = centred_affine(made.shape[1:], contract.spacing, contract.orientation or "RAS")
+            if affine is None:
+                affine = centred_affine(made.shape[1:], contract.spacing, contract.orientation or "RAS")
         return Volume(self._inverse(made), affine, self._units, {**self._meta(seed), "index": index})
 
 
@@ -332,31 +342,6 @@ def check_golden(pretrained: Pretrained) -> float:
     if difference > stored["tolerance"]:
         raise MedgenError(f"the model's output differs from its golden output by {difference:.3g} (allowed {stored['tolerance']:g})")
     return difference
-
-
-def _sampler(name: str | None, current: Any, steps: int | None) -> Any:
-    """A sampler by name on the noise levels of the current one, which belong to how the model was trained."""
-    from importlib import import_module
-    from pkgutil import iter_modules
-
-    import medgen.samplers as room
-    from medgen.samplers.sampler import Sampler
-
-    steps = current.steps if steps is None else steps
-    if steps < 1:
-        raise MedgenError(f"steps must be at least 1, got {steps}")
-    found = {}
-    for module in iter_modules(room.__path__):
-        for value in vars(import_module(f"medgen.samplers.{module.name}")).values():
-            if isinstance(value, type) and issubclass(value, Sampler) and value is not Sampler:
-                found[module.name] = value
-    if name is not None and name not in found:
-        raise MedgenError(f"no sampler '{name}'; {nearest(name, found)}")
-    if name is None or found[name] is type(current):  # what else it was set to, such as DDIM's eta, stays
-        changed = copy(current)
-        changed.steps = steps
-        return changed
-    return found[name](current.grid, steps)
 
 
 def _attribute(name: str, value: Any, classes: int, n: int) -> Tensor:

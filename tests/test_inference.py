@@ -257,7 +257,8 @@ def test_what_a_translator_refuses():
     model, volume = translator(), image()
     nan = volume.with_array(np.where(np.arange(volume.array.size).reshape(volume.array.shape) == 5, np.nan, volume.array))
     other = replace(image(), affine=image().affine + np.diag([0, 0, 0.5, 0]))
-    two = translator(source=("a", "b"))
+    two, aged = translator(source=("a", "b")), translator()
+    aged.task = Translation(("a",), ("b",), METRIC, {"age": 0})
     for words, call in {
         "use translate|use generate": lambda: diffusion().translate(volume),
         "NaN": lambda: model.translate(nan),
@@ -272,6 +273,7 @@ def test_what_a_translator_refuses():
         "no such file": lambda: model.translate("nowhere.nii.gz"),
         "seed": lambda: model.translate(volume, seed=-1),
         "draws": lambda: model.translate(volume, draws=0),
+        "2 values for 1 images": lambda: aged.translate(volume, given={"age": [1, 2]}),
         "no condition 'label'": lambda: model.translate(volume, given={"label": 1}),
         "2 axes; this model takes images with 3": lambda: translator(spacing=None, orientation=None).translate(Volume(np.zeros((1, 8, 8)))),
         "3 axes; this model takes images with 2": lambda: translator(slice_axis=None, spacing=None, orientation=None).translate(volume),
@@ -354,6 +356,10 @@ def test_label_maps_lie_on_the_models_grid_in_its_orientation(tmp_path):
     for given in (Volume(labels[None, ..., None].astype(np.float32), affine), turned, tmp_path / "mask.nii.gz"):
         assert np.array_equal(model.generate(2, given={"mask": given})[1].array, expected)
     assert not np.array_equal(model.generate(2, given={"mask": labels[::-1]})[1].array, expected)
+    (made,) = model.generate(1, given={"mask": turned})
+    assert made.orientation == "RAS"
+    assert np.allclose(made.affine @ [7, 7, 0, 1], turned.affine @ [0, 0, 0, 1])  # the image lies on its label map
+    assert np.allclose(made.affine @ [0, 0, 0, 1], turned.affine @ [7, 7, 0, 1])
 
 
 def test_what_a_generator_refuses():
@@ -371,6 +377,8 @@ def test_what_a_generator_refuses():
         "has the value 3": lambda: by_mask.generate(1, given={"mask": np.full((8, 8), 3)}),
         "has the value 0.5": lambda: by_mask.generate(1, given={"mask": np.full((8, 8), 0.5)}),
         "NaN": lambda: by_mask.generate(1, given={"mask": np.full((8, 8), np.nan)}),
+        "must be a file, a Volume or an array, got 3": lambda: by_mask.generate(1, given={"mask": 3.0}),
+        "needs a value for 'mask'": lambda: by_mask.generate(1),
         "the grid 8 x 9, the model 8 x 8": lambda: by_mask.generate(1, given={"mask": np.zeros((8, 9))}),
         "takes no condition": lambda: diffusion().generate(1, given={"label": 1}),
         "size must be 2 positive numbers": lambda: diffusion().generate(1, size=(8,)),
