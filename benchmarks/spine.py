@@ -12,7 +12,8 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,20 +21,26 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from medgen.cli.evaluate import images, network_units, stacked
-from medgen.core.picture import gray, montage
+from medgen.cli.evaluate import images, network_units, paired
+from medgen.core.picture import gray
 from medgen.data.files import FileData
 from medgen.data.manifest import Manifest
-from medgen.data.readers import read
 from medgen.evaluation.baselines import copy_source, fit_curve
 from medgen.evaluation.masks import body_mask
-from medgen.evaluation.report import summary
+from medgen.evaluation.report import lettered, summary
 from medgen.evaluation.samples import write_samples_report
 from medgen.evaluation.volumes import Evaluation, PairedCase, evaluate_translation
 from medgen.inference import Pretrained, load
 
 SUBJECTS = {"patient07": ("train", "ms_brain"), "patient19": ("test", "ms_brain"), "stroke01": ("test", "stroke_brain")}
 MODELS = {"regression": "L1 U-Net", "gan": "conditional GAN", "diffusion": "conditional diffusion, one draw"}
+SHORT = {
+    "fitted monotone curve": "curve",
+    "L1 U-Net": "L1 U-Net",
+    "conditional GAN": "GAN",
+    "conditional diffusion, one draw": "diffusion",
+    "conditional diffusion, mean of 4 draws": "mean of 4",
+}
 METRICS = ("psnr", "ssim", "nmse")
 BEGIN, END = "<!-- {}:begin -->", "<!-- {}:end -->"
 
@@ -47,21 +54,18 @@ def write_manifest(data: Path, path: Path) -> None:
     path.write_text("\n".join(lines) + "\n")
 
 
-def cases(model: Pretrained, manifest: Manifest, split: str) -> Iterator[PairedCase]:
-    """Whole volumes on the models' grid (all four share it), in network units."""
+def cases(model: Pretrained, manifest: Manifest, split: str) -> list[PairedCase]:
+    """Whole volumes on the grid that all four models share, in network units, with their body masks."""
     rows = manifest.split(split)
-    for row in rows.rows:
-        volumes = {c: read(rows.file(row, c)) for c in ("t1", "t2")}
-        source, target = (stacked(model, {c: volumes[c]}) for c in ("t1", "t2"))
-        yield PairedCase(row["subject"], source, target, body_mask(torch.cat([source, target], 1)[0])[None])
+    found = [paired(model, rows, row) for row in rows.rows]
+    return [replace(case, mask=body_mask(torch.cat([case.source, case.target], 1)[0])[None]) for case in found]
 
 
-def predictor(model: Pretrained, draws: int = 1):
+def predictor(model: Pretrained, draws: int = 1) -> Callable[[Tensor], Tensor]:
     """Source on the grid -> prediction on the grid."""
 
     def predict(source: Tensor) -> Tensor:
-        stack = source[0].numpy()
-        return torch.from_numpy(sum(model._predict(stack, draw, {}) for draw in range(draws)) / draws)[None]
+        return torch.from_numpy(np.ascontiguousarray(model.predict(source[0].numpy(), draws=draws)))[None]
 
     return predict
 
@@ -71,7 +75,7 @@ def report(manifest_path: Path, runs: Path, out: Path) -> None:
     models = {name: load(runs / name / "checkpoints" / "last") for name in MODELS}
     first = models["regression"]
     training = [(c.source, c.target, c.mask) for c in cases(first, manifest, "train")]
-    test = list(cases(first, manifest, "test"))
+    test = cases(first, manifest, "test")
     methods = {"copy of the source": copy_source, "fitted monotone curve": fit_curve(training)}
     methods |= {MODELS[name]: predictor(model) for name, model in models.items()}
     methods["conditional diffusion, mean of 4 draws"] = predictor(models["diffusion"], 4)
@@ -102,17 +106,16 @@ def synthesis(model: Pretrained, manifest: Path, out: Path) -> dict:
 
 
 def translation_picture(found: dict[str, Evaluation]) -> np.ndarray:
-    """One row per subject: source, target, then every method; below, its absolute error on the same scale."""
-    rows = []
-    for index, subject in enumerate(shown.subject for shown in next(iter(found.values())).shown):
-        planes = {name: e.shown[index].planes for name, e in found.items()}
-        one = next(iter(planes.values()))
-        target = one["target"][1]
-        images_ = [one["source"][1], target, *(p["result"][1] for name, p in planes.items() if "copy" not in name)]
-        errors = [np.zeros_like(target)] * 2 + [np.abs(image - target) for image in images_[2:]]
-        rows += [[gray(i, -1.0, 1.0) for i in images_], [gray(e, 0.0, 1.0) for e in errors]]
-        print(f"{subject}: source, target, {', '.join(n for n in planes if 'copy' not in n)}")
-    return montage(rows)
+    """Two rows per subject: source, target and every method's result; below, the absolute error on one scale."""
+    shown = {name: e.shown for name, e in found.items() if "copy" not in name}
+    rows, marks = [], []
+    for index, case in enumerate(next(iter(shown.values()))):
+        target = case.planes["target"][1]
+        results = [cases_[index].planes["result"][1] for cases_ in shown.values()]
+        rows.append([gray(plane, -1.0, 1.0) for plane in (case.planes["source"][1], target, *results)])
+        rows.append([gray(np.zeros_like(target), 0.0, 1.0)] * 2 + [gray(np.abs(result - target), 0.0, 1.0) for result in results])
+        marks += [case.subject, "absolute error"]
+    return lettered(rows, ["T1", "T2", *(SHORT[name] for name in shown)], marks)
 
 
 def write_tables(out: Path, document: dict, found: dict[str, Evaluation]) -> None:

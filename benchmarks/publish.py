@@ -1,0 +1,159 @@
+"""Put trained runs into zoo/ with cards whose numbers come from the result files, never from a keyboard.
+
+python benchmarks/publish.py runs/spine demo          # after benchmarks/spine.py report and `medgen demo -o demo`
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from medgen.checkpoint import read_document, write_document
+from medgen.cli.main import main as medgen
+
+ROOT = Path(__file__).parents[1]
+MS = {
+    "name": "MS brain (Lesjak et al. 2017), patient07",
+    "licence": "CC BY 4.0",
+    "attribution": "Lesjak et al., Neuroinformatics 2017, doi 10.1007/s12021-017-9348-7; registered copies from muschellij2/open_ms_data",
+    "subjects": 1,
+}
+TRANSLATOR_FAILURES = """\
+- Trained on one skull-stripped head with MS from one scanner: on another scanner the scores fall (see the second column).
+- Lesions and vessels are where a translator invents or omits structure; do not read pathology from its output.
+- Expects brain-extracted T1 in native MR intensities; images with skull are outside what it has seen.
+- Values leave in the training set's typical T2 scale, not in the scale of the patient's own T2.
+- Slices are made one by one; planes across them can show steps."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One model of the zoo: where it was trained, which result is its own, what a user must know."""
+
+    name: str
+    run: Path
+    title: str
+    summary: str
+    command: str
+    data: dict[str, Any]
+    metrics: dict[str, str]
+    table: str
+    failures: str
+
+
+def translator(name: str, run: Path, method: str, title: str, summary: str, spine: dict[str, Any]) -> Entry:
+    """A T1 to T2 model with its scores in the body mask of both test volumes, beside the fitted curve's."""
+    body = {m: spine[m]["regions"]["body"] for m in (method, "fitted monotone curve")}
+    rows = [f"| {m} | " + " | ".join(f"{v:.3f}" for k in ("psnr", "ssim", "nmse") for v in values(body[m], k)) + " |" for m in body]
+    head = [
+        "| method | PSNR patient19 | stroke01 | SSIM patient19 | stroke01 | NMSE patient19 | stroke01 |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    metrics = {
+        "PSNR patient19": f"{values(body[method], 'psnr')[0]:.2f} dB (curve {values(body['fitted monotone curve'], 'psnr')[0]:.2f})",
+        "SSIM": f"{values(body[method], 'ssim')[0]:.3f} (curve {values(body['fitted monotone curve'], 'ssim')[0]:.3f})",
+    }
+    command = f"python train.py experiment={name_of(run)} data.source.manifest=spine.csv"
+    note = "\n\nPer volume in the body mask, data range 2; one volume a column: the value, no interval. Protocol: docs/results/spine.md."
+    return Entry(name, run, title, summary, command, MS, metrics, "\n".join(head + rows) + note, TRANSLATOR_FAILURES)
+
+
+def values(region: dict[str, Any], metric: str) -> list[float]:
+    """The metric of each volume, patient19 first."""
+    return [volume["value"] for volume in region[metric]["volumes"]]
+
+
+def name_of(run: Path) -> str:
+    """The experiment that a spine run came from."""
+    return {"regression": "t1_to_t2_regression", "gan": "t1_to_t2_gan", "diffusion": "t1_to_t2_diffusion"}[run.name]
+
+
+def phantom_prior(folder: Path) -> Entry:
+    """The demo's model with the demo's report."""
+    report = json.loads((folder / "report.json").read_text())
+    near = report["nearest_training"]
+    rows = [
+        "| quantity | value |",
+        "|---|---|",
+        f"| feature distance over the real-against-real floor (n = {report['n']['in_ratio']}) | {report['frechet']['ratio']:.2f} |",
+        f"| RMS distance to the nearest training image: samples, median | {near['samples_median']:.3f} |",
+        f"| RMS distance to the nearest training image: held-out images, median | {near['held_out_median']:.3f} |",
+    ]
+    return Entry(
+        "brain_phantom",
+        folder / "run",
+        "Phantom brains, T1-weighted, 64 x 64",
+        "Unconditional EDM diffusion over axial slices of medgen's drawn heads: a prior for trying things out, with known truth.",
+        "medgen demo",
+        {"name": "medgen brain phantom", "licence": "Apache-2.0", "attribution": "medgen", "subjects": 64},
+        {"feature distance / floor": f"{report['frechet']['ratio']:.2f}"},
+        "\n".join(rows),
+        "- Drawn anatomy, not patients: nothing learned here transfers to clinical images by itself.\n"
+        "- Trained for minutes; fine cortical folds are softer than in the phantom.",
+    )
+
+
+def card(entry: Entry) -> str:
+    data = entry.data
+    return f"""\
+# {entry.title}
+
+{entry.summary}
+
+Load: `medgen.load("{entry.name}")`. Research only; not a medical device.
+
+## Training
+
+- Data: {data["name"]}; licence {data["licence"]}; {data["attribution"]}. {data["subjects"]} subjects, split by subject.
+- Command: `{entry.command}`, seed 0, on two CPU cores.
+- Weights: exponential moving average; licence Apache-2.0, with the attribution of the data above.
+
+## Measured
+
+{entry.table}
+
+## Known failures
+
+{entry.failures}
+"""
+
+
+def publish(entry: Entry) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "card.md"
+        path.write_text(card(entry))
+        source = entry.run / "checkpoints" / "last"
+        medgen(["zoo", "add", str(source), entry.name, "--zoo", str(ROOT / "zoo"), "--card", str(path), "--overwrite"])
+    folder = ROOT / "zoo" / entry.name
+    document = read_document(folder)
+    document["contract"]["data"] = entry.data
+    document["metrics"] = entry.metrics
+    write_document(folder, document)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("spine", type=Path, help="folder of the spine runs")
+    parser.add_argument("demo", type=Path, help="folder of a demo")
+    options = parser.parse_args()
+    spine = json.loads((ROOT / "docs/results/spine.json").read_text())
+    publish(phantom_prior(options.demo))
+    for kind, method, title, summary in (
+        ("regression", "L1 U-Net", "T1 to T2, L1 U-Net", "The conditional median of T2 given T1, slice by slice: sharp means, no texture."),
+        (
+            "diffusion",
+            "conditional diffusion, one draw",
+            "T1 to T2, conditional diffusion",
+            "Draws one plausible T2 for a T1, slice by slice.",
+        ),
+    ):
+        name = "t1_to_t2_unet" if kind == "regression" else "t1_to_t2_diffusion"
+        publish(translator(name, options.spine / kind, method, title, summary, spine))
+
+
+if __name__ == "__main__":
+    main()
