@@ -219,27 +219,32 @@ class Pretrained:
         return self.model.sample(condition, shape, rng).float().cpu()
 
     def _predict(self, stack: np.ndarray, seed: int, given: Mapping[str, Any]) -> np.ndarray:
-        """(K, *S) -> (C, *S), slice by slice or window by window; all share one noise, so that neighbours agree."""
+        """(K, *S) -> (C, *S), slice by slice or window by window; neighbours share their noise, so that they agree."""
         axis = self.contract.slice_axis
         if axis is None:
             placement = Placement.centred(stack.shape, [max(a, b) for a, b in zip(stack.shape[1:], self.contract.size, strict=True)])
             padded = placement.apply(stack, BACKGROUND)
-            made = blended(padded, self.contract.size, lambda part: self._batch(part[None], seed, given)[0], len(self.task.target))
-            return _undo(placement, made)
+
+            def predict(part: np.ndarray, window: tuple[slice, ...]) -> np.ndarray:
+                rng = Rng(seed, 0, [0], self.device).within(padded.shape[1:], window)
+                return self._batch(part[None], rng, given)[0]
+
+            return _undo(placement, blended(padded, self.contract.size, predict, len(self.task.target)))
         slices = np.moveaxis(stack, axis + 1, 0)
         size = [max(a, b) for a, b in zip(slices.shape[2:], self.contract.size, strict=True)]
         placement = Placement.centred(slices.shape, size)
         padded = placement.apply(slices, BACKGROUND)
-        parts = [self._batch(padded[i : i + 8], seed, given) for i in range(0, len(padded), 8)]
+        batches = [padded[i : i + 8] for i in range(0, len(padded), 8)]
+        parts = [self._batch(batch, Rng(seed, 0, [0] * len(batch), self.device), given) for batch in batches]
         return np.moveaxis(_undo(placement, np.concatenate(parts)), 0, axis + 1)
 
-    def _batch(self, source: np.ndarray, seed: int, given: Mapping[str, Any]) -> np.ndarray:
-        """(B, K, *S) -> (B, C, *S); every image of the batch with the noise of sample 0."""
+    def _batch(self, source: np.ndarray, rng: Rng, given: Mapping[str, Any]) -> np.ndarray:
+        """(B, K, *S) -> (B, C, *S)."""
         size = source.shape[2:]
         inputs = {name: torch.from_numpy(np.ascontiguousarray(source[:, i : i + 1])) for i, name in enumerate(self.task.source)}
         inputs |= self._given(given, len(source), size)
         condition = self.task.condition(inputs).to(self.device)
-        return self.sample(condition, size, Rng(seed, 0, [0] * len(source), self.device)).numpy()
+        return self.sample(condition, size, rng).numpy()
 
     def _given(self, given: Mapping[str, Any], n: int, size: Sequence[int]) -> dict[str, Tensor]:
         known = {**self.task.attributes, **self.task.labels}

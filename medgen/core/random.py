@@ -39,6 +39,10 @@ class Rng:
         """The same streams from their start, delivering on `device`."""
         return Rng(self.seed, self.step, self.samples, device)
 
+    def within(self, grid: Sequence[int], window: Sequence[slice]) -> Rng:
+        """The same streams from their start for a window of a grid: fields of its size are cut out of the grid's fields."""
+        return _Windowed(self, tuple(grid), tuple(window))
+
     def normal(self, shape: Sequence[int]) -> Tensor:
         """Standard normal float32 values of `shape` (B, ...)."""
         return self._draw(shape, lambda g, size: g.standard_normal(size, dtype=np.float32))
@@ -60,3 +64,18 @@ class Rng:
         self._draws += 1
         rows = [draw(generator(*key), tuple(shape[1:])) for key in keys]
         return torch.from_numpy(np.stack([np.asarray(row) for row in rows])).to(self.device)
+
+
+class _Windowed(Rng):
+    def __init__(self, whole: Rng, grid: tuple[int, ...], window: tuple[slice, ...]):
+        super().__init__(whole.seed, whole.step, whole.samples, whole.device)
+        self.grid, self.window = grid, window
+        self.size = tuple(part.stop - part.start for part in window)
+
+    def to(self, device: torch.device | str) -> Rng:
+        return _Windowed(super().to(device), self.grid, self.window)
+
+    def _draw(self, shape: Sequence[int], draw) -> Tensor:
+        if tuple(shape[2:]) != self.size:
+            return super()._draw(shape, draw)
+        return super()._draw((*shape[:2], *self.grid), draw)[(..., *self.window)].contiguous()

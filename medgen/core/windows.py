@@ -7,6 +7,8 @@ from itertools import product
 
 import numpy as np
 
+Predict = Callable[[np.ndarray, tuple[slice, ...]], np.ndarray]
+
 
 def starts(length: int, size: int, overlap: float) -> list[int]:
     """First indices of windows of `size` that cover `length` >= size evenly, sharing at least `overlap` of their extent."""
@@ -23,12 +25,14 @@ def windows(shape: Sequence[int], size: Sequence[int], overlap: float = 0.5) -> 
         yield tuple(slice(start, start + extent) for start, extent in zip(corner, size, strict=True))
 
 
-def blended(
-    array: np.ndarray, size: Sequence[int], predict: Callable[[np.ndarray], np.ndarray], channels: int, overlap: float = 0.5
-) -> np.ndarray:
-    """`predict` (K, *size) -> (channels, *size) over a grid (K, *S), S >= size, weighted by a raised cosine so that no seam shows."""
+def blended(array: np.ndarray, size: Sequence[int], predict: Predict, channels: int, overlap: float = 0.5) -> np.ndarray:
+    """`predict` over a grid (K, *S), S >= size, window by window, weighted by a raised cosine so that no seam shows.
+
+    Args:
+        predict: (K, *size) and its place on the grid -> (channels, *size).
+    """
     if tuple(array.shape[1:]) == tuple(size):
-        return predict(array)
+        return predict(array, tuple(slice(0, extent) for extent in size))
     weight = np.ones(tuple(size), np.float32)
     for axis, extent in enumerate(size):
         profile = np.sin(np.pi * (np.arange(extent) + 0.5) / extent).astype(np.float32) ** 2
@@ -36,6 +40,6 @@ def blended(
     total = np.zeros((channels, *array.shape[1:]), np.float32)
     mass = np.zeros(array.shape[1:], np.float32)
     for window in windows(array.shape[1:], size, overlap):
-        total[(slice(None), *window)] += weight * predict(array[(slice(None), *window)])
+        total[(slice(None), *window)] += weight * predict(array[(slice(None), *window)], window)
         mass[window] += weight
     return total / mass
