@@ -249,6 +249,8 @@ def test_an_existing_run_is_not_overwritten(tmp_path):
     ("overrides", "message"),
     [
         (("training.accumulate=4",), "multiple of training.accumulate"),
+        (("training.precision=bf16",), "did you mean 'bf16-mixed'"),
+        (("training.precision=16-mixed",), "needs a CUDA device"),
         (("task=translation", "task.source=[t3]"), "nearest|t1"),
         (("task=synthesis_class", "task.attributes.label=3"), "3 classes, the data have 2"),
     ],

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from medgen.checkpoint import build, save
 from medgen.core.contract import Contract
-from medgen.core.errors import MedgenError
+from medgen.core.errors import MedgenError, nearest
 from medgen.core.task import Task
 from medgen.training.callbacks import GracefulStop, Log, ProgressBar, SampleGrid
 from medgen.training.ema import EMA
@@ -24,6 +24,7 @@ from medgen.training.loggers import CSVLog
 from medgen.training.state import Checkpoints, Resume, read_training_state
 
 Config = Mapping[str, Any]
+PRECISIONS = ("32", "bf16-mixed", "16-mixed")
 
 
 def new_run(config: Config, folder: Path) -> int:
@@ -126,6 +127,7 @@ def _trainer(config: Config, folder: Path, fit: Fit, ema: EMA | None, checkpoint
         limit_val_batches=settings["validate_batches"],
         num_sanity_val_steps=0,
         inference_mode=False,
+        use_distributed_sampler=False,  # ranks are sharded by the stream
         enable_checkpointing=False,
         enable_model_summary=False,
         log_every_n_steps=settings["log_every"],
@@ -134,10 +136,18 @@ def _trainer(config: Config, folder: Path, fit: Fit, ema: EMA | None, checkpoint
 
 
 def _check(settings: Config) -> None:
-    """Intervals must close accumulation windows, or a resumed run could not repeat them."""
-    for key in ("steps", "validate_every", "save_every"):
+    """Settings that Lightning would answer with a traceback or a silent change."""
+    for key in ("steps", "validate_every", "save_every"):  # intervals close accumulation windows, or a resumed run could not repeat them
         if settings[key] < 1 or settings[key] % settings["accumulate"]:
             raise MedgenError(f"training.{key}={settings[key]} must be a positive multiple of training.accumulate={settings['accumulate']}")
+    precision = str(settings["precision"])
+    if precision not in PRECISIONS:
+        raise MedgenError(f"no training.precision '{precision}'; {nearest(precision, PRECISIONS)}")
+    on_gpu = torch.cuda.is_available() and settings["accelerator"] != "cpu"
+    if precision == "16-mixed" and not on_gpu:
+        raise MedgenError("training.precision=16-mixed needs a CUDA device; use bf16-mixed or 32 on the CPU")
+    if settings["accelerator"] in ("gpu", "cuda") and not on_gpu:
+        raise MedgenError(f"training.accelerator={settings['accelerator']} and no CUDA device was found; use auto or cpu")
 
 
 def _finish(fit: Fit, folder: Path) -> int:
