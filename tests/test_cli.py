@@ -176,6 +176,18 @@ def test_generate_says_where_it_cannot_write_and_what_it_cannot_find(generator, 
     assert "use translate" in refused(capsys, "generate", translator, "-o", tmp_path / "out")
 
 
+@pytest.mark.parametrize("error", [MemoryError("Unable to allocate 3.64 TiB"), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+def test_too_little_memory_is_one_sentence(generator, tmp_path, capsys, monkeypatch, error):
+    def fail(*arguments):
+        raise error
+
+    monkeypatch.setattr("medgen.inference.Pretrained.sample", fail)
+    assert "smaller --size or --batch" in refused(capsys, "generate", generator, "-o", tmp_path / "out", "--set", "label=1")
+    monkeypatch.setattr("medgen.inference.Pretrained.sample", lambda *_: (_ for _ in ()).throw(RuntimeError("a mistake in medgen")))
+    with pytest.raises(RuntimeError, match="mistake"):
+        main(["generate", str(generator), "-o", str(tmp_path / "out"), "--set", "label=1"])
+
+
 def test_pictures_have_no_nifti(tmp_path, capsys):
     model = {"_target_": "medgen.models.diffusion.Diffusion", "network": {**UNET, "in_channels": 1}}
     model |= {"preconditioning": {"_target_": "medgen.models.preconditioning.EDM"}, "levels": {"_target_": "medgen.core.levels.LogNormal"}}
@@ -363,6 +375,7 @@ def test_evaluate_refuses(offset, tmp_path, capsys):
     table = manifest(tmp_path, {"a": stripped(0)})
     Volume(np.zeros((1, 5, 5, 5), np.float32), np.eye(4)).save(tmp_path / "small.nii.gz")
     (tmp_path / "unpaired.csv").write_text("subject,split,t1,t2\na,test,a.nii.gz,small.nii.gz\n")
+    (tmp_path / "empty.csv").write_text("subject,split,t1,t2\nvoid,test,small.nii.gz,small.nii.gz\n")
     (tmp_path / "gone.csv").write_text("subject,split,t1,t2\na,test,a.nii.gz,gone.nii.gz\n")
     (tmp_path / "column.csv").write_text("subject,split,t1,t2w\na,test,a.nii.gz,a.nii.gz\n")
     (tmp_path / "twice.csv").write_text("subject,split,t1,t2\na,test,a.nii.gz,a.nii.gz\na,train,a.nii.gz,a.nii.gz\n")
@@ -374,6 +387,7 @@ def test_evaluate_refuses(offset, tmp_path, capsys):
         ("no file", tmp_path / "gone.csv", []),
         ("no column 't2'; did you mean 't2w'", tmp_path / "column.csv", []),
         ("in two splits", tmp_path / "twice.csv", []),
+        ("empty.csv: subject void: no body found", tmp_path / "empty.csv", []),
         ("takes no condition 'label'", table, ["--set", "label=1"]),
     ):
         assert words in refused(capsys, "evaluate", "any", "--data", data, "-o", tmp_path / "report", *extra)

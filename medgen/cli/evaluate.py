@@ -85,17 +85,24 @@ def rule_name(model: Pretrained, channel: str) -> str:
 
 
 def paired(model: Pretrained, manifest: Manifest, row: dict[str, str]) -> PairedCase:
-    """One row as source, target and, for CT, the body; on the model's grid in network units."""
+    """One row as source, target and body, on the model's grid in network units."""
     where = f"{manifest.path}: subject {row['subject']}"
     volumes = {c: one_plane(read(manifest.file(row, c)), c) for c in channels(model)}
     check_pair(volumes, where)
     images = [stacked(model, {c: volumes[c] for c in names}) for names in (model.task.source, model.task.target)]
-    hounsfield = [c for c in volumes if rule_name(model, c) == "ct_hu"]
-    if not hounsfield:
-        return PairedCase(row["subject"], *images)
-    rules = {c: model.contract.map_of(c) for c in hounsfield}
+    try:
+        return PairedCase(row["subject"], *images, mask=body(model, volumes, images))
+    except MedgenError as error:
+        raise MedgenError(f"{where}: {error}") from error
+
+
+def body(model: Pretrained, volumes: dict[str, Volume], images: list[Tensor]) -> Tensor:
+    """(1, 1, *S) bool: by Hounsfield units where there are any, else what is not background in source and target."""
+    rules = {c: model.contract.map_of(c) for c in volumes if rule_name(model, c) == "ct_hu"}
+    if not rules:
+        return body_mask(torch.cat(images, 1)[0])[None]
     above = [stacked(model, {c: volumes[c]}) - rule.forward(AIR, **rule.fit(volumes[c].array)) for c, rule in rules.items()]
-    return PairedCase(row["subject"], *images, mask=body_mask(torch.cat(above, 1)[0], threshold=0.0)[None])
+    return body_mask(torch.cat(above, 1)[0], threshold=0.0)[None]
 
 
 def row_attributes(model: Pretrained, manifest: Manifest, row: dict[str, str]) -> dict[str, int | float]:

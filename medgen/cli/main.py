@@ -29,6 +29,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         place = f"{error.filename}: " if error.filename else ""
         print(f"error: {place}{error.strerror or error}", file=sys.stderr)
         sys.exit(2)
+    except (MemoryError, RuntimeError) as error:  # torch's own out-of-memory errors are RuntimeErrors
+        if not isinstance(error, MemoryError) and "memory" not in str(error).lower():
+            raise
+        print(f"error: out of memory ({str(error).splitlines()[0]}); take a smaller --size or --batch", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
 
