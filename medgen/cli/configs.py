@@ -71,7 +71,10 @@ def explain(error: Exception, overrides: Sequence[str]) -> str:
     for override in overrides:
         key = override.lstrip("+~").split("=")[0]
         if f"Could not override '{key}'" in text or f"Key '{key.split('.')[-1]}'" in text:
-            return f"no key '{key}'; {nearest(key, valid_keys(key))}"
+            known = valid_keys(key)
+            if key in known:  # a mapping of the user's own names, such as channels: Hydra wants new entries marked
+                return f"'{key}' does not have all these entries yet; add one at a time with a plus: +{key}.NAME=VALUE"
+            return f"no key '{key}'; {nearest(key, known)}"
     return str(error).splitlines()[0]
 
 
