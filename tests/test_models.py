@@ -214,7 +214,7 @@ def test_overfits_one_image(model):
     optimizers = {p.name: torch.optim.Adam(p.module.parameters(), 5e-3, betas=(0.8, 0.99)) for p in network.phases}
     if model == "gan":
         network.reconstruction = 30.0
-    for step in range(150):
+    for step in range(300 if model == "diffusion" else 150):
         shared = network.begin(example, Rng(0, step, range(copies)))
         for phase in network.phases:
             if not phase.due(step):
