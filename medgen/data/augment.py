@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import combinations
 
 import numpy as np
 import torch
@@ -20,6 +21,8 @@ class Augment:
 
     Args:
         mirror: axis that is flipped with probability 1/2 (0 is left-right in RAS), or None.
+        probability: of rotation, scaling and shift together. They interpolate: a model that never sees an untouched image
+            learns their blur.
         rotation: largest angle in degrees, about every axis.
         scale: largest relative change of size.
         shift: largest shift, as a fraction of the field of view.
@@ -28,6 +31,7 @@ class Augment:
     """
 
     mirror: int | None = 0
+    probability: float = 1.0
     rotation: float = 10.0
     scale: float = 0.1
     shift: float = 0.05
@@ -43,21 +47,16 @@ class Augment:
 
     def _matrix(self, dims: int, rng: np.random.Generator) -> Tensor:
         """(dims, dims + 1) map from output to input positions, in torch's normalised order (last axis first)."""
-        linear = np.eye(dims) * (1 + rng.uniform(-self.scale, self.scale))
-        for first in range(dims):
-            for second in range(first + 1, dims):
-                angle = math.radians(rng.uniform(-self.rotation, self.rotation))
-                turn = np.eye(dims)
-                turn[[first, first, second, second], [first, second, first, second]] = [
-                    math.cos(angle),
-                    -math.sin(angle),
-                    math.sin(angle),
-                    math.cos(angle),
-                ]
-                linear = linear @ turn
+        strength = 1.0 if rng.random() < self.probability else 0.0
+        linear = np.eye(dims) * (1 + strength * rng.uniform(-self.scale, self.scale))
+        for first, second in combinations(range(dims), 2):
+            angle = strength * math.radians(rng.uniform(-self.rotation, self.rotation))
+            turn = np.eye(dims)
+            turn[np.ix_((first, second), (first, second))] = [[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]]
+            linear = linear @ turn
         if self.mirror is not None and rng.random() < 0.5:
             linear[:, dims - 1 - self.mirror] *= -1
-        shift = rng.uniform(-2 * self.shift, 2 * self.shift, dims)
+        shift = strength * rng.uniform(-2 * self.shift, 2 * self.shift, dims)
         return torch.from_numpy(np.concatenate([linear, shift[:, None]], 1)).float()
 
     def _changed(self, image: np.ndarray, matrix: Tensor, exponent: float) -> np.ndarray:
