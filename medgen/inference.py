@@ -187,9 +187,12 @@ class Pretrained:
         if self.contract.spacing is None:
             return mapped
         self._check_axes(volume, channel)
-        return self._regridded(mapped)
+        return self.regridded(mapped)
 
-    def _regridded(self, volume: Volume, labels: bool = False) -> Volume:
+    def regridded(self, volume: Volume, labels: bool = False) -> Volume:
+        """The values of a volume on the model's grid: its orientation and spacing (of 2D models, in the plane of the slice)."""
+        if self.contract.spacing is None or volume.affine is None:
+            return volume
         spacing = [None if axis == self.contract.slice_axis else s for axis, s in enumerate(self.contract.spacing)]
         return resampled(reoriented(volume, self.contract.orientation or "RAS"), spacing, labels)
 
@@ -265,7 +268,7 @@ class Pretrained:
             value = Volume(np.asarray(value)[None])
         volume = one_plane(opened(value, name), name)
         check_labels(volume, name, self.task.labels[name])
-        return volume if self.contract.spacing is None or volume.affine is None else self._regridded(volume, labels=True)
+        return volume if self.contract.spacing is None or volume.affine is None else self.regridded(volume, labels=True)
 
     def _label_map(self, name: str, value: Any, n: int, size: tuple[int, ...]) -> Tensor:
         array = self._label_volume(name, value).array[0]
