@@ -1,6 +1,6 @@
 """Put trained runs into zoo/ with cards whose numbers come from the result files, never from a keyboard.
 
-python benchmarks/publish.py runs/spine demo          # after benchmarks/spine.py report and `medgen demo -o demo`
+python benchmarks/publish.py runs/spine demo          # after benchmarks/spine.py translation and `medgen demo -o demo`
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def main() -> None:
     parser.add_argument("spine", type=Path, help="folder of the spine runs")
     parser.add_argument("demo", type=Path, help="folder of a demo")
     options = parser.parse_args()
-    spine = json.loads((ROOT / "docs/results/spine.json").read_text())
+    spine = json.loads((ROOT / "docs/results/spine_translation.json").read_text())
     publish(phantom_prior(options.demo))
     for kind, method, title, summary in (
         ("regression", "L1 U-Net", "T1 to T2, L1 U-Net", "The conditional median of T2 given T1, slice by slice: sharp means, no texture."),

@@ -2,7 +2,8 @@
 
     python benchmarks/spine.py manifest DATA spine.csv
     python train.py experiment=t1_to_t2_regression data.source.manifest=$PWD/spine.csv run=runs/spine/regression   # and the other three
-    python benchmarks/spine.py report spine.csv runs/spine -o docs/results
+    python benchmarks/spine.py translation spine.csv runs/spine
+    python benchmarks/spine.py synthesis spine.csv runs/spine
 
 DATA is the folder that holds ms_brain/ and stroke_brain/. patient07 trains; patient19 and stroke01 (another scanner) test.
 """
@@ -67,7 +68,8 @@ def predictor(model: Pretrained) -> Callable[[Tensor], Tensor]:
     return predict
 
 
-def report(manifest_path: Path, runs: Path, out: Path) -> None:
+def translation(manifest_path: Path, runs: Path, out: Path) -> None:
+    """spine_translation.json and .png, and the first table."""
     manifest = Manifest.read(manifest_path)
     models = {name: load(runs / name / "checkpoints" / "last") for name in MODELS}
     models["diffusion"] = models["diffusion"].with_sampler(steps=STEPS)
@@ -81,25 +83,34 @@ def report(manifest_path: Path, runs: Path, out: Path) -> None:
         start = time.perf_counter()
         found[name] = evaluate_translation(predict, test)
         print(f"{name}: {time.perf_counter() - start:.0f} s", flush=True)
-    out.mkdir(parents=True, exist_ok=True)
     document = {name: summary(e) for name, e in found.items()}
+    (out / "spine_translation.json").write_text(json.dumps(document, indent=2) + "\n")
     Image.fromarray(translation_picture(found)).save(out / "spine_translation.png")
-    document["t1 synthesis"] = synthesis(load(runs / "synthesis" / "checkpoints" / "last"), manifest_path, out)
-    (out / "spine.json").write_text(json.dumps(document, indent=2) + "\n")
-    write_tables(out, document, found)
+    lines = ["| method | " + " | ".join(f"{s} {m.upper()}" for s in ("patient19", "stroke01") for m in METRICS) + " |", "|---" * 7 + "|"]
+    for name, evaluation in found.items():
+        values = {(r.subject, m): r.values[m] for r in evaluation.rows if r.region == "body" for m in METRICS}
+        cells = [f"{values[s, m]:.{2 if m == 'psnr' else 3}f}" for s in ("patient19", "stroke01") for m in METRICS]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    write_block(out / "spine.md", "translation", lines)
 
 
-def synthesis(model: Pretrained, manifest: Path, out: Path) -> dict:
-    """64 samples beside patient07 (training) and patient19 (held out)."""
+def synthesis(manifest: Path, runs: Path, out: Path) -> None:
+    """spine_synthesis.json and .png, and the second table: 64 samples beside patient07 (training) and patient19 (held out)."""
+    model = load(runs / "synthesis" / "checkpoints" / "last")
     rule = {k: v for k, v in model.contract.intensity["t1"].items() if k != "typical"}
     data = FileData(str(manifest), {"t1": rule}, model.contract.size, spacing=model.contract.spacing)
-    training = images(data, "train", ("t1",))
-    cases_of_19 = [
-        i for i in range(len(data.split("test"))) if data.split("test").case(i, np.random.default_rng(0))["subject"] == "patient19"
-    ]
-    held_out = images(data, "test", ("t1",))[cases_of_19]
+    held_out = [data.split("test").case(i, np.random.default_rng(0)) for i in range(len(data.split("test")))]
+    held_out = torch.from_numpy(np.stack([case["t1"] for case in held_out if case["subject"] == "patient19"]))
     made = torch.stack([network_units(model, v) for v in model.generate(64, seed=0)])
-    return write_samples_report(made, training, held_out, out, "spine_synthesis", overwrite=True)
+    report = write_samples_report(made, images(data, "train", ("t1",)), held_out, out, "spine_synthesis", overwrite=True)
+    near = report["nearest_training"]
+    lines = ["| quantity | value |", "|---|---|"]
+    lines += [f"| feature distance over the real-against-real floor (n = {report['n']['in_ratio']}) | {report['frechet']['ratio']:.2f} |"]
+    lines += [
+        f"| RMS distance to the nearest training slice, {k.replace('_', ' ')} | {v:.3f} |" for k, v in near.items() if "share" not in k
+    ]
+    lines += [f"| share of samples nearer than the held-out 5th percentile | {near['share_nearer_than_5th_percentile']:.0%} |"]
+    write_block(out / "spine.md", "synthesis", lines)
 
 
 def translation_picture(found: dict[str, Evaluation]) -> np.ndarray:
@@ -115,28 +126,11 @@ def translation_picture(found: dict[str, Evaluation]) -> np.ndarray:
     return lettered(rows, ["T1", "T2", *(SHORT[name] for name in shown)], marks)
 
 
-def write_tables(out: Path, document: dict, found: dict[str, Evaluation]) -> None:
-    """Replace the generated blocks of spine.md."""
-    lines = ["| method | " + " | ".join(f"{s} {m.upper()}" for s in ("patient19", "stroke01") for m in METRICS) + " |", "|---" * 7 + "|"]
-    for name, evaluation in found.items():
-        values = {(r.subject, m): r.values[m] for r in evaluation.rows if r.region == "body" for m in METRICS}
-        cells = [f"{values[s, m]:.{2 if m == 'psnr' else 3}f}" for s in ("patient19", "stroke01") for m in METRICS]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    made = document["t1 synthesis"]
-    near = made["nearest_training"]
-    second = ["| quantity | value |", "|---|---|"]
-    second += [f"| feature distance over the real-against-real floor (n = {made['n']['in_ratio']}) | {made['frechet']['ratio']:.2f} |"]
-    second += [
-        f"| RMS distance to the nearest training slice, {k.replace('_', ' ')} | {v:.3f} |" for k, v in near.items() if "share" not in k
-    ]
-    second += [f"| share of samples nearer than the held-out 5th percentile | {near['share_nearer_than_5th_percentile']:.0%} |"]
-    path = out / "spine.md"
-    text = path.read_text()
-    for block, table in (("translation", lines), ("synthesis", second)):
-        head, rest = text.split(BEGIN.format(block))
-        _, tail = rest.split(END.format(block))
-        text = head + BEGIN.format(block) + "\n" + "\n".join(table) + "\n" + END.format(block) + tail
-    path.write_text(text)
+def write_block(path: Path, name: str, lines: list[str]) -> None:
+    """Replace a generated block of a page."""
+    head, rest = path.read_text().split(BEGIN.format(name))
+    _, tail = rest.split(END.format(name))
+    path.write_text(head + "\n".join([BEGIN.format(name), *lines, END.format(name)]) + tail)
 
 
 def main() -> None:
@@ -145,15 +139,16 @@ def main() -> None:
     manifest = actions.add_parser("manifest")
     manifest.add_argument("data", type=Path)
     manifest.add_argument("path", type=Path)
-    result = actions.add_parser("report")
-    result.add_argument("manifest", type=Path)
-    result.add_argument("runs", type=Path, help="folder with regression/, gan/, diffusion/ and synthesis/")
-    result.add_argument("-o", "--out", type=Path, default=Path("docs/results"))
+    for name in ("translation", "synthesis"):
+        result = actions.add_parser(name)
+        result.add_argument("manifest", type=Path)
+        result.add_argument("runs", type=Path, help="folder with regression/, gan/, diffusion/ and synthesis/")
+        result.add_argument("-o", "--out", type=Path, default=Path("docs/results"))
     options = parser.parse_args()
     if options.action == "manifest":
         write_manifest(options.data, options.path)
     else:
-        report(options.manifest, options.runs, options.out)
+        {"translation": translation, "synthesis": synthesis}[options.action](options.manifest, options.runs, options.out)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from medgen.core.errors import MedgenError
 from medgen.evaluation.samples import write_samples_report
 from medgen.inference import load
 
-LIMIT = 3.0  # the demo passes when its samples' feature distance is at most this multiple of the real-against-real one
+LIMIT = 4.0  # times the real-against-real feature distance. For scale: held-out brains with noise of sigma 0.03 score 2.1, half blurred 7.5
 SHORT = (
     "training.steps=6",
     "training.validate_every=3",
