@@ -70,8 +70,7 @@ def load(folder: str | Path) -> Checkpoint:
     folder = Path(folder)
     document = read_document(folder)
     contract = Contract.from_dict(document["contract"])
-    model = build(document["recipe"]["model"])
-    task = build(document["recipe"]["task"])
+    model, task = _built(document["recipe"], folder)
     _load_weights(model, folder / "model.safetensors")
     return Checkpoint(model.eval(), task, contract, document)
 
@@ -84,13 +83,31 @@ def read_document(folder: Path) -> dict[str, Any]:
         parts = {"format", "recipe", "contract"} - set(document)
     except FileNotFoundError as error:
         raise MedgenError(f"{folder} is not a checkpoint: it has no contract.json") from error
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise MedgenError(f"{path} is corrupted ({error}); copy the checkpoint again") from error
-    if parts or not isinstance(document["recipe"], dict) or {"model", "task"} - set(document["recipe"]):
+    plain = not parts and all(isinstance(document[part], dict) for part in ("recipe", "contract")) and isinstance(document["format"], int)
+    if not plain or {"model", "task"} - set(document["recipe"]):
         raise MedgenError(f"{path} is corrupted: a checkpoint has format, recipe (model and task) and contract; copy it again")
     if document["format"] > FORMAT:
         raise MedgenError(f"{path} has format {document['format']}, this medgen {medgen.__version__} reads up to {FORMAT}; upgrade medgen")
     return document
+
+
+def _built(recipe: Mapping[str, Any], folder: Path) -> tuple[GenerativeModel, Task]:
+    """Model and task of a recipe; anything else that plain data can describe is refused."""
+    from medgen.core.model import GenerativeModel
+    from medgen.core.task import Task
+
+    try:
+        model, task = build(recipe["model"]), build(recipe["task"])
+    except (TypeError, ValueError, AttributeError, KeyError, RecursionError) as error:
+        if isinstance(error, MedgenError):
+            raise
+        raise MedgenError(f"{folder}: the recipe cannot be built ({error}); copy the checkpoint again") from error
+    if not isinstance(model, GenerativeModel) or not isinstance(task, Task):
+        found = f"{type(model).__name__} and {type(task).__name__}"
+        raise MedgenError(f"{folder}: the recipe makes {found}, where a model and a task are expected; copy the checkpoint again")
+    return model, task
 
 
 def _load_weights(model: GenerativeModel, path: Path) -> None:

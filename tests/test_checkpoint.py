@@ -121,6 +121,26 @@ def test_a_corrupted_contract_is_refused(folder, text):
         load(folder)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"contract": 7},
+        {"contract": None},
+        {"format": "1"},
+        {"recipe": {"model": [], "task": 5}},
+        {"recipe": {"model": {}, "task": {}}},
+        {"recipe": {**RECIPE, "task": 5}},
+        {"recipe": {**RECIPE, "model": {"_target_": "medgen.core.levels.Karras"}}},
+        {"recipe": {**RECIPE, "model": {"_target_": "medgen.core.model.GenerativeModel"}}},
+        {"contract": {"spatial_dims": 2, "size": 5, "target": ["t2"]}},
+    ],
+    ids=str,
+)
+def test_any_other_plain_data_is_refused_in_a_sentence(folder, change):
+    with pytest.raises(MedgenError):
+        load(edited(folder, lambda d: d.update(change)))
+
+
 def test_a_newer_format_asks_for_an_upgrade(folder):
     with pytest.raises(MedgenError, match="upgrade medgen"):
         load(edited(folder, lambda d: d.update(format=99)))

@@ -550,15 +550,17 @@ def test_batch_contents(brains):
     assert set(batch["subject"]) <= {"s0", "s1", "s2"}
 
 
-def test_validation_and_test_are_in_order(brains):
+def test_test_cases_come_in_order_and_validation_cases_in_one_fixed_mixture(brains):
     module = DataModule(file_data(brains), batch_size=4, workers=1)
-    for loader, subject in ((module.val_dataloader(), "s3"), (module.test_dataloader(), "s4")):
-        batches = list(loader)
+    for make, subject, mixed in ((module.val_dataloader, "s3", True), (module.test_dataloader, "s4", False)):
+        batches = list(make())
         assert [len(b["subject"]) for b in batches] == [4, 2]
-        assert torch.equal(torch.cat([b["index"] for b in batches]), torch.arange(6))
+        order = torch.cat([b["index"] for b in batches])
+        assert torch.equal(order.sort().values, torch.arange(6)) and torch.equal(order, torch.arange(6)) != mixed
+        assert torch.equal(order, torch.cat([b["index"] for b in make()]))
         assert {s for b in batches for s in b["subject"]} == {subject}
         heights = torch.cat([b["affine"] for b in batches])[:, 2, 3]
-        assert torch.allclose(heights.diff(), torch.full((5,), 3.0))
+        assert torch.allclose(heights[order.argsort()].diff(), torch.full((5,), 3.0))
 
 
 def test_without_validation_training_goes_on_and_says_so(brains):

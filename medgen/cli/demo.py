@@ -34,7 +34,10 @@ def run(options: argparse.Namespace) -> None:
     if folder.exists() and any(folder.iterdir()):
         if not options.overwrite:
             raise MedgenError(f"{folder} holds an earlier demo; choose another folder (-o) or pass --overwrite")
-        shutil.rmtree(folder)
+        for part in (folder / "run", folder / "samples"):  # only what a demo writes
+            shutil.rmtree(part, ignore_errors=True)
+        for part in folder.glob("report.*"):
+            part.unlink()
     config = OmegaConf.to_container(compose(["experiment=demo", f"run={folder / 'run'}", *(SHORT if options.short else ())]), resolve=True)
     if new_run(config, folder / "run"):
         return

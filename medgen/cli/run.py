@@ -24,6 +24,14 @@ from medgen.training.loggers import CSVLog
 from medgen.training.state import Checkpoints, Resume, read_training_state
 
 Config = Mapping[str, Any]
+CHANGEABLE = (
+    "training.steps",
+    "training.validate_every",
+    "training.validate_batches",
+    "training.save_every",
+    "training.log_every",
+    "data.workers",
+)
 PRECISIONS = ("32", "bf16-mixed", "16-mixed")
 
 
@@ -33,7 +41,6 @@ def new_run(config: Config, folder: Path) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / "config.yaml").exists():
         raise MedgenError(f"{folder} holds a run already; choose another run=... or continue it with resume={folder}")
-    OmegaConf.save(OmegaConf.create(dict(config)), folder / "config.yaml")
     return train(config, folder, None)
 
 
@@ -44,8 +51,8 @@ def resume_run(folder: Path, overrides: Sequence[str]) -> int:
     config = OmegaConf.load(folder / "config.yaml")
     for override in overrides:
         key, _, value = override.partition("=")
-        if OmegaConf.select(config, key, throw_on_missing=False) is None:
-            raise MedgenError(f"{key} is not a key of this run's configuration; a resumed run takes changes such as training.steps=4000")
+        if key not in CHANGEABLE:
+            raise MedgenError(f"{key} cannot change in a resumed run, which must go on exactly; {nearest(key, CHANGEABLE)}")
         OmegaConf.update(config, key, OmegaConf.create(f"v: {value}").v)
     print(f"run folder: {folder}", flush=True)
     return train(OmegaConf.to_container(config), folder, read_training_state(folder / "checkpoints"))
@@ -60,6 +67,9 @@ def train(config: Config, folder: Path, state: Mapping[str, Any] | None) -> int:
     data = build(config["data"], trusted=True)
     task: Task = build(config["task"], trusted=True)
     model = build(config["model"], trusted=True)
+    cases = settings["validate_batches"] * config["data"]["batch_size"]
+    if cases < task.metric.least:
+        raise MedgenError(f"{task.metric.name} needs {task.metric.least} validation cases, got {cases}; raise training.validate_batches")
     if settings["channels_last"]:
         to_channels_last(model)
     optimizer, ema = build(settings["optimizer"], trusted=True), build(settings["ema"], trusted=True)
@@ -75,6 +85,7 @@ def train(config: Config, folder: Path, state: Mapping[str, Any] | None) -> int:
         checkpoints.restore(state, fit)
     data.resume(fit.step, settings["steps"], settings["validate_every"])
     trainer = _trainer(config, folder, fit, ema, checkpoints, state)
+    OmegaConf.save(OmegaConf.create(dict(config)), folder / "config.yaml")  # everything fits: now the folder is this run's
     trainer.fit(fit, datamodule=data)
     return _finish(fit, folder)
 
@@ -137,6 +148,11 @@ def _trainer(config: Config, folder: Path, fit: Fit, ema: EMA | None, checkpoint
 
 def _check(settings: Config) -> None:
     """Settings that Lightning would answer with a traceback or a silent change."""
+    for key in ("accumulate", "log_every", "validate_batches"):
+        if settings[key] < 1:
+            raise MedgenError(f"training.{key}={settings[key]} must be at least 1")
+    if str(settings["devices"]) not in ("1", "auto"):
+        raise MedgenError(f"training.devices={settings['devices']}: training runs in one process so far; use training.devices=1")
     for key in ("steps", "validate_every", "save_every"):  # intervals close accumulation windows, or a resumed run could not repeat them
         if settings[key] < 1 or settings[key] % settings["accumulate"]:
             raise MedgenError(f"training.{key}={settings[key]} must be a positive multiple of training.accumulate={settings['accumulate']}")

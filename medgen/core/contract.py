@@ -56,5 +56,11 @@ class Contract:
         missing = {"spatial_dims", "size", "target"} - set(values)
         if unknown or missing:
             raise MedgenError(f"not a medgen contract: unknown fields {sorted(unknown)}, missing fields {sorted(missing)}")
+        for name in ("labels", "attributes", "intensity", "data"):
+            if not isinstance(values.get(name, {}), dict):
+                raise MedgenError(f"not a medgen contract: {name} is {values[name]!r}, expected a mapping")
         tuples = {"size", "target", "source", "spacing"}
-        return Contract(**{k: tuple(v) if k in tuples and v is not None else v for k, v in values.items()})
+        try:
+            return Contract(**{k: tuple(v) if k in tuples and v is not None else v for k, v in values.items()})
+        except TypeError as error:
+            raise MedgenError(f"not a medgen contract: size, target, source and spacing are lists ({error})") from error

@@ -14,10 +14,11 @@ from medgen.core.random import Rng
 
 
 class Metric(Protocol):
-    """The number that training monitors. `best` is "max" or "min"."""
+    """The number that training monitors. `best` is "max" or "min"; it takes `least` cases or more."""
 
     name: str
     best: str
+    least: int
 
     def __call__(self, made: Tensor, real: Tensor) -> float:
         """From samples and references (N, C, *S) in network units."""

@@ -23,11 +23,11 @@ class Augment:
         mirror: axis that is flipped with probability 1/2 (0 is left-right in RAS), or None.
         probability: of rotation, scaling and shift together. They interpolate: a model that never sees an untouched image
             learns their blur.
-        rotation: largest angle in degrees, about every axis.
+        rotation: largest angle in degrees, about every axis; rigid where the grid is as wide as high.
         scale: largest relative change of size.
         shift: largest shift, as a fraction of the field of view.
         gamma: channel -> strength: x in [-1, 1] becomes 2 ((x + 1) / 2)^g - 1 with ln g uniform in +-strength. For channels that are
-            given, never for a target.
+            given; on a target it changes what is learned.
     """
 
     mirror: int | None = 0

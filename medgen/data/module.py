@@ -73,7 +73,7 @@ class DataModule(lightning.LightningDataModule):
         return self._in_order("test")
 
     def _in_order(self, split: str) -> DataLoader:
-        cases = InOrder(self.source.split(split), self.seed, *self._place())
+        cases = InOrder(self.source.split(split), self.seed, *self._place(), mixed=split == "validation")
         return DataLoader(cases, batch_size=self.batch_size, **self._loading())
 
     def _place(self) -> tuple[int, int]:

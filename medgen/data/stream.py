@@ -77,10 +77,14 @@ class TrainingSamples(Dataset):
 
 
 class InOrder(Dataset):
-    """Case after case with "index": its own index; rank r takes cases r, r + world, ..."""
+    """Case after case with "index": its own index; rank r takes cases r, r + world, ...
 
-    def __init__(self, cases: Cases, seed: int, rank: int = 0, world: int = 1):
-        self.cases, self.seed, self.indices = cases, seed, range(rank, len(cases), world)
+    `mixed` keeps one fixed order in which the first few cases already come from all subjects and heights: what a short validation sees.
+    """
+
+    def __init__(self, cases: Cases, seed: int, rank: int = 0, world: int = 1, mixed: bool = False):
+        order = generator(seed, len(cases), _ORDER).permutation(len(cases)).tolist() if mixed else range(len(cases))
+        self.cases, self.seed, self.indices = cases, seed, order[rank::world]
 
     def __len__(self) -> int:
         return len(self.indices)

@@ -18,6 +18,7 @@ class PSNR:
     data_range: float = 2.0
     name: ClassVar[str] = "psnr"
     best: ClassVar[str] = "max"
+    least: ClassVar[int] = 1
 
     def __call__(self, made: Tensor, real: Tensor) -> float:
         return float(psnr(made, real, self.data_range).mean())
@@ -29,6 +30,7 @@ class FeatureDistance:
 
     name: ClassVar[str] = "kernel_distance"
     best: ClassVar[str] = "min"
+    least: ClassVar[int] = 2
 
     def __call__(self, made: Tensor, real: Tensor) -> float:
         return kernel_distance(describe(made), describe(real))

@@ -82,9 +82,5 @@ class GAN(GenerativeModel):
     def sample(self, condition: Condition, shape: tuple[int, ...], rng: Rng) -> Tensor:
         return self.generator(self._latent(shape[0], rng), condition, tuple(shape[2:]))
 
-    def draw_latent(self, shape: tuple[int, ...], rng: Rng) -> Tensor | None:
-        """z for a batch of `shape` (B, C, *S)."""
-        return self._latent(shape[0], rng)
-
     def _latent(self, batch: int, rng: Rng) -> Tensor | None:
         return rng.normal((batch, self.latent)) if self.latent else None

@@ -20,12 +20,13 @@ class Log(L.Callback):
 
     def __init__(self, every: int = 50):
         self.every = every
+        self._latest: dict[str, Tensor] = {}
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self._latest |= pl_module.terms  # a phase that runs now and then is logged with its last value
         if pl_module.step % self.every == 0:
-            self._send(
-                trainer, {f"train/{k}": float(v) for k, v in pl_module.terms.items()} | {"skipped": pl_module.skipped}, pl_module.step
-            )
+            values = {f"train/{k}": float(v) for k, v in self._latest.items()}
+            self._send(trainer, values | {"skipped": pl_module.skipped}, pl_module.step)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         if pl_module.validation.values:
@@ -78,7 +79,9 @@ class GracefulStop(L.Callback):
         self.requested = False
         self._before: dict[int, Any] = {}
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Not earlier: Lightning installs a SIGTERM handler of its own before, which would lose the steps since the last save."""
+
         def request(number: int, frame: Any) -> None:
             if self.requested:
                 raise KeyboardInterrupt

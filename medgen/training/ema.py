@@ -10,6 +10,8 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
+from medgen.core.errors import MedgenError, nearest
+
 
 class Average:
     """Averaged copies of a module's tensors, with its own count of updates.
@@ -22,6 +24,9 @@ class Average:
 
     def __init__(self, model: nn.Module, names: Sequence[str], decay: float = 0.999):
         self.model, self.decay, self.updates = model, decay, 0
+        known = [name for name, _ in model.named_modules() if name]
+        for name in set(names) - set(known):
+            raise MedgenError(f"the average cannot follow '{name}'; {nearest(name, [n for n in known if '.' not in n])}")
         prefixes = tuple(f"{name}." for name in names)
         self.names = [n for n in model.state_dict() if n.startswith(prefixes)]
         self.shadow = {n: t.detach().clone() for n, t in self._live().items()}

@@ -80,7 +80,9 @@ class Fit(L.LightningModule):
         self.validation.add_images(made, example)
 
     def on_validation_epoch_end(self) -> None:
-        if self.validation.made:
+        if self.trainer.should_stop:  # an interrupted validation saw a part of the cases: it must not choose the best checkpoint
+            self.validation = Validation()
+        elif self.validation.made:
             self.validation.score(self.task.metric)
 
     def _descend(self, phase: Phase, example: Example, shared: Any, batch: Mapping[str, Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ def wandb_log(folder: str | Path, project: str = "medgen", mode: str = "auto") -
     """Weights & Biases, resumed under the run folder's name.
 
     Args:
-        folder: the run folder; its name is the run's id.
+        folder: the run folder; its path gives the run's id, so that a resumed run goes on with it.
         project: project to log to.
         mode: "online", "offline", or "auto": online only where an API key is set.
     """
@@ -75,4 +76,5 @@ def wandb_log(folder: str | Path, project: str = "medgen", mode: str = "auto") -
 
     offline = mode == "offline" or (mode == "auto" and not os.environ.get("WANDB_API_KEY"))
     run = Path(folder).resolve()
-    return WandbLogger(project=project, id=run.name, name=run.name, save_dir=str(run), offline=offline, resume=None if offline else "allow")
+    identity = sha256(str(run).encode()).hexdigest()[:16]
+    return WandbLogger(project=project, id=identity, name=run.name, save_dir=str(run), offline=offline, resume=None if offline else "allow")

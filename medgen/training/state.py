@@ -6,10 +6,12 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import lightning as L
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from medgen.core.errors import MedgenError
@@ -109,7 +111,12 @@ def read_training_state(folder: Path) -> dict[str, Any]:
         raise MedgenError(
             f"nothing to resume: {path} is missing. Give the run folder that `train.py` printed; a run saves every save_every steps"
         )
-    return torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, UnpicklingError) as error:
+        raise MedgenError(
+            f"{path} is corrupted ({type(error).__name__}); the run cannot be continued, its model.safetensors may still load"
+        ) from error
 
 
 class replacing:
@@ -128,7 +135,7 @@ class replacing:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
         if error is not None:
             shutil.rmtree(self.partial, ignore_errors=True)
-            if isinstance(error, OSError):
+            if isinstance(error, (OSError, RuntimeError, SafetensorError)):  # torch and safetensors have their own words for a full disk
                 raise MedgenError(
                     f"could not save {self.folder} ({error}); the checkpoint before it is untouched. Free some space and resume"
                 ) from error
