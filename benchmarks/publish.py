@@ -18,7 +18,7 @@ from medgen.cli.main import main as medgen
 ROOT = Path(__file__).parents[1]
 MS = {
     "name": "MS brain (Lesjak et al. 2017), patient07",
-    "licence": "CC BY 4.0",
+    "licence": "CC BY",
     "attribution": "Lesjak et al., Neuroinformatics 2017, doi 10.1007/s12021-017-9348-7; registered copies from muschellij2/open_ms_data",
     "subjects": 1,
 }
