@@ -15,7 +15,7 @@ from medgen.nn.attention import _Explicit
 from medgen.nn.blocks import Pointwise, Upsample
 from medgen.nn.critic import PatchCritic
 from medgen.nn.generator import Generator
-from medgen.nn.grid import crop, pad_to_multiple
+from medgen.nn.grid import crop, depth_to_space, pad_to_multiple, space_to_depth
 from medgen.nn.unet import UNet
 
 SIZES = {"vector": 3, "dense": 2, "tokens": 5}
@@ -131,13 +131,35 @@ def test_channels_last_equals_contiguous(dims):
 
 
 @DIMS
-def test_any_size_is_padded_inside_and_cropped(dims):
-    network = unet(dims)
+@pytest.mark.parametrize("patch", [1, 2])
+def test_any_size_is_padded_inside_and_cropped(dims, patch):
+    network = unet(dims, patch=patch)
     x, t, given = inputs(dims, size=ODD[dims])
     y = network(x, t, given)
     assert y.shape == (3, 2, *ODD[dims])
-    padded = Condition(given.vector, pad_to_multiple(given.dense, 2), given.tokens)
-    assert far(y, crop(network(pad_to_multiple(x, 2), t, padded), ODD[dims])) < 1e-5
+    padded = Condition(given.vector, pad_to_multiple(given.dense, 2 * patch), given.tokens)
+    assert far(y, crop(network(pad_to_multiple(x, 2 * patch), t, padded), ODD[dims])) < 1e-5
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_space_to_depth_is_pixel_unshuffle_in_any_dimension_and_is_undone(dims):
+    x = torch.randn(2, 3, *(4, 6, 2)[:dims])
+    cells = space_to_depth(x, 2)
+    assert cells.shape == (2, 3 * 2**dims, *(2, 3, 1)[:dims]) and torch.equal(depth_to_space(cells, 2), x)
+    corner = (0,) * dims
+    assert torch.equal(cells[(slice(None), slice(0, None, 2**dims), *corner)], x[(slice(None), slice(None), *corner)])
+    if dims == 2:
+        assert torch.equal(cells, F.pixel_unshuffle(x, 2))
+
+
+@DIMS
+def test_patches_run_the_levels_on_a_coarser_grid(dims):
+    seen = []
+    network = unet(dims, patch=2)
+    network.middle[0].register_forward_hook(lambda module, given, result: seen.append(tuple(result.shape[2:])))
+    x, t, given = inputs(dims, size=(16, 8, 12)[:dims])
+    assert network(x, t, given).shape == (3, 2, *x.shape[2:])
+    assert seen == [(4, 2, 3)[:dims]]
 
 
 def test_padding_repeats_the_border_and_leaves_what_fits():
@@ -268,6 +290,7 @@ def test_a_new_unet_returns_zero(dims):
     [
         (lambda: UNet(4, 1, 1), "spatial_dims is 4"),
         (lambda: UNet(2, 1, 1, ()), "at least one positive"),
+        (lambda: UNet(2, 1, 1, patch=0), "patch is 0"),
         (lambda: UNet(2, 0, 1), "set in_channels or condition.dense"),
         (lambda: UNet(2, 1, 1, (8, 16), attention=(True,)), "1 flags for 2 levels"),
         (lambda: UNet(2, 1, 1, (8, 16), attention=(False, False), condition={"tokens": 3}), "cross-attention"),

@@ -34,6 +34,26 @@ def crop(x: Tensor, size: Sequence[int]) -> Tensor:
     return x
 
 
+def space_to_depth(x: Tensor, factor: int) -> Tensor:
+    """(B, C, *S) -> (B, C factor^d, *S / factor): every cell of `factor` positions a side becomes channels."""
+    if factor == 1:
+        return x
+    dims = x.ndim - 2
+    cells = x.reshape(*x.shape[:2], *(n for size in x.shape[2:] for n in (size // factor, factor)))
+    inside, outside = range(3, 3 + 2 * dims, 2), range(2, 2 + 2 * dims, 2)
+    return cells.permute(0, 1, *inside, *outside).flatten(1, 1 + dims)
+
+
+def depth_to_space(x: Tensor, factor: int) -> Tensor:
+    """Undoes `space_to_depth`."""
+    if factor == 1:
+        return x
+    dims = x.ndim - 2
+    cells = x.unflatten(1, (-1, *(factor,) * dims))
+    order = [axis for a in range(dims) for axis in (2 + dims + a, 2 + a)]
+    return cells.permute(0, 1, *order).reshape(x.shape[0], -1, *(size * factor for size in x.shape[2:]))
+
+
 def ceil_div(size: Sequence[int], factor: int) -> tuple[int, ...]:
     return tuple(math.ceil(s / factor) for s in size)
 
