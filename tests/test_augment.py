@@ -34,6 +34,14 @@ def test_mirroring_alone_is_exact_and_happens_half_of_the_time(axis):
     assert 15 < sum(seen) < 45
 
 
+def test_a_turn_is_rigid_on_a_grid_that_is_not_square():
+    rows, columns = np.meshgrid(np.arange(40) - 19.5, np.arange(80) - 39.5, indexing="ij")
+    disc = np.where(rows**2 + columns**2 < 12**2, 1.0, -1.0)[None].astype(np.float32)
+    for seed in range(5):
+        turned = Augment(mirror=None, rotation=90.0, scale=0.0, shift=0.0)({"t1": disc}, np.random.default_rng(seed))["t1"]
+        assert np.abs(turned - disc).mean() < 0.02
+
+
 def test_probability_leaves_that_share_of_cases_untouched():
     untouched = [
         np.allclose(Augment(mirror=None, probability=0.5)(CASE, np.random.default_rng(s))["t1"], CASE["t1"], atol=1e-6) for s in range(60)
@@ -46,6 +54,13 @@ def test_gamma_changes_the_named_channel_only_and_keeps_order_and_black():
     np.testing.assert_allclose(changed["t2"], CASE["t2"], atol=1e-6)
     assert changed["t1"].min() == pytest.approx(-1) and changed["t1"].max() == pytest.approx(1, abs=1e-5)
     assert (np.diff(changed["t1"].ravel()) > 0).all() and np.abs(changed["t1"] - CASE["t1"]).max() > 0.02
+
+
+def test_gain_scales_the_signal_above_black():
+    changed = Augment(mirror=None, gain={"t1": 0.5}, **STILL)(CASE, np.random.default_rng(1))
+    np.testing.assert_allclose(changed["t2"], CASE["t2"], atol=1e-6)
+    ratio = (changed["t1"] + 1)[CASE["t1"] > -0.9] / (CASE["t1"] + 1)[CASE["t1"] > -0.9]
+    assert np.ptp(ratio) < 1e-5 and 0.02 < abs(np.log(ratio[0])) <= 0.5
 
 
 def test_label_maps_keep_their_labels_in_3d():
