@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch.plugins.precision import Precision
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from medgen.checkpoint import build
+from medgen.cli import run
 from medgen.cli.configs import compose
 from medgen.cli.run import new_run, resume_run
 from medgen.core.errors import MedgenError
@@ -95,7 +97,7 @@ def test_resuming_inside_an_interval_sees_the_same_batches(tmp_path):
 def start(folder: Path, *overrides: str) -> subprocess.Popen:
     command = [sys.executable, "train.py", *TINY, "sampler.steps=2", "task=translation", *overrides, f"run={folder}"]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, cwd=Path(__file__).parents[1], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(command, cwd=Path(__file__).parents[1], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
 
 
 def wait_for(path: Path, process: subprocess.Popen, seconds: float = 120) -> None:
@@ -132,6 +134,16 @@ def test_ctrl_c_saves_and_says_how_to_resume(tmp_path):
     assert state_of(tmp_path / "run")["step"] == stopped
 
 
+def test_ctrl_c_ends_a_sweep(tmp_path):
+    first = tmp_path / "sweep" / "0"
+    process = start(tmp_path / "unused", "--multirun", "seed=0,1", f"hydra.sweep.dir={tmp_path / 'sweep'}", "training.steps=100000", "training.save_every=5")
+    wait_for(first / "checkpoints" / "last" / "training.pt", process)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, output
+    assert not (tmp_path / "sweep" / "1" / "config.yaml").exists()
+
+
 def test_accumulation_of_two_half_batches_equals_one_batch(tmp_path):
     """Regression has no noise: the gradient of the mean over four images is the mean of two halves."""
     fixed = ("task=translation", "model=regression", "training.clip=null")
@@ -139,6 +151,31 @@ def test_accumulation_of_two_half_batches_equals_one_batch(tmp_path):
     two = trained(tmp_path / "two", *fixed, "training.accumulate=2", "training.steps=4", "training.validate_every=4")
     for name, value in one["model"].items():
         torch.testing.assert_close(two["model"][name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_a_loss_scale_that_grows_every_step_changes_no_weight(tmp_path, monkeypatch):
+    """Two phases and accumulation: gradients of one window are all scaled by the same number, which then grows once."""
+
+    class Scaled(Precision):
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=1)
+
+        def pre_backward(self, tensor, module):
+            return super().pre_backward(self.scaler.scale(tensor), module)
+
+    choice = ("model=gan", "network.latent=4", "training.accumulate=2", "training.steps=8")
+    plain = trained(tmp_path / "plain", *choice)
+    make = run._trainer
+
+    def scaled(*arguments):
+        trainer = make(*arguments)
+        trainer.strategy.precision_plugin = Scaled()
+        return trainer
+
+    monkeypatch.setattr(run, "_trainer", scaled)
+    found = trained(tmp_path / "scaled", *choice)
+    assert Scaled.scaler.get_scale() == 2.0 ** (10 + 4)
+    for name, value in plain["model"].items():
+        torch.testing.assert_close(found["model"][name], value, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("every", [1, 2, 3])
@@ -232,10 +269,12 @@ def test_bf16_moves_the_weights_where_fp32_moves_them(tmp_path):
     assert float(moved[1].norm() / moved[0].norm()) == pytest.approx(1, abs=0.2)
 
 
-def test_sigterm_saves_like_ctrl_c(tmp_path):
-    process = start(tmp_path / "run", "training.steps=100000", "training.save_every=5")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_whole_process_group_saves_too(tmp_path, number):
+    """What a terminal's Ctrl-C and a cluster's end of time are: the loader processes get it as well."""
+    process = start(tmp_path / "run", "training.steps=100000", "training.save_every=5", "data.workers=2")
     wait_for(tmp_path / "run" / "checkpoints" / "last" / "training.pt", process)
-    process.send_signal(signal.SIGTERM)
+    os.killpg(process.pid, number)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 130, output
     assert state_of(tmp_path / "run")["step"] == int(output.split("stopped at step ")[1].split()[0])

@@ -32,6 +32,7 @@ CHANGEABLE = (
     "training.log_every",
     "data.workers",
 )
+INTERRUPTED = 130  # the exit status of what Ctrl-C stopped
 PRECISIONS = ("32", "bf16-mixed", "16-mixed")
 
 
@@ -169,7 +170,7 @@ def _check(settings: Config) -> None:
 def _finish(fit: Fit, folder: Path) -> int:
     if fit.step < fit.steps:
         print(f"stopped at step {fit.step} of {fit.steps}; saved. Continue with: python train.py resume={folder}")
-        return 130
+        return INTERRUPTED
     print(f"run: {folder}", flush=True)
     return 0
 

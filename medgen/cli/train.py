@@ -68,7 +68,7 @@ def _hydra_main(arguments: list[str]) -> int:
     import hydra
     from omegaconf import OmegaConf
 
-    from medgen.cli.run import new_run
+    from medgen.cli.run import INTERRUPTED, new_run
 
     register_resolvers()
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
@@ -80,10 +80,15 @@ def _hydra_main(arguments: list[str]) -> int:
         folder = Path(HydraConfig.get().runtime.output_dir)
         config.run = str(folder)
         statuses.append(new_run(OmegaConf.to_container(config, resolve=True), folder))
+        if statuses[-1] == INTERRUPTED:
+            raise KeyboardInterrupt  # ends a sweep too
 
-    before, sys.argv = sys.argv, [sys.argv[0], *arguments]
+    first = sorted(arguments, key=lambda a: a not in ("-m", "--multirun"))  # argparse refuses it between overrides
+    before, sys.argv = sys.argv, [sys.argv[0], *first]
     try:
         hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="train")(job)()
+    except KeyboardInterrupt:
+        return INTERRUPTED
     finally:
         sys.argv = before
     return max(statuses, default=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -84,8 +85,15 @@ class DataModule(lightning.LightningDataModule):
             "collate_fn": collate,
             "num_workers": self.workers,
             "persistent_workers": self.workers > 0,
+            "worker_init_fn": leave_signals_to_the_trainer,
             "pin_memory": torch.cuda.is_available(),
         }
+
+
+def leave_signals_to_the_trainer(worker: int) -> None:
+    """Ctrl-C and `kill` often reach a whole process group; the trainer still needs its loaders for the step that it finishes."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def collate(cases: list[Case]) -> dict[str, Any]:

@@ -41,6 +41,7 @@ class Fit(L.LightningModule):
         self.step = 0
         self.skipped = 0
         self.terms: dict[str, Tensor] = {}
+        self._stepped: set[int] = set()
         self.validation = Validation()
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
@@ -61,6 +62,7 @@ class Fit(L.LightningModule):
         for phase in self.model.phases:
             if phase.due(self.step // self.accumulate):
                 self._descend(phase, example, shared, batch)
+        self._update_scale()
         self.model.after_step(self.step, self.terms)
         self.step += 1
 
@@ -101,6 +103,9 @@ class Fit(L.LightningModule):
         optimizer = optimizer[index] if isinstance(optimizer, list) else optimizer
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         if scaler is not None:
+            if index in self._stepped:  # a second phase of this optimizer: same scale, new count of overflows
+                scaler.update(scaler.get_scale())
+            self._stepped.add(index)
             scaler.unscale_(optimizer)
         norm = nn.utils.clip_grad_norm_(phase.module.parameters(), self.clip or float("inf"))
         for group in optimizer.param_groups:
@@ -108,12 +113,17 @@ class Fit(L.LightningModule):
         self.terms[f"{phase.name}_norm"] = norm.detach()
         if scaler is not None:
             scaler.step(optimizer)
-            scaler.update()
         elif bool(torch.isfinite(norm)):
             optimizer.step()
         if not bool(torch.isfinite(norm)):
             self._report_skip(phase, batch)
         optimizer.zero_grad(set_to_none=True)
+
+    def _update_scale(self) -> None:
+        """fp16's loss scale moves once all phases have stepped: their accumulated gradients share it."""
+        if self._stepped:
+            self.trainer.precision_plugin.scaler.update()
+            self._stepped.clear()
 
     def _report_skip(self, phase: Phase, batch: Mapping[str, Any]) -> None:
         self.skipped += 1
