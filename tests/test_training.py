@@ -97,7 +97,8 @@ def test_resuming_inside_an_interval_sees_the_same_batches(tmp_path):
 def start(folder: Path, *overrides: str) -> subprocess.Popen:
     command = [sys.executable, "train.py", *TINY, "sampler.steps=2", "task=translation", *overrides, f"run={folder}"]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, cwd=Path(__file__).parents[1], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(command, cwd=Path(__file__).parents[1], env=env, start_new_session=True, **pipes)
 
 
 def wait_for(path: Path, process: subprocess.Popen, seconds: float = 120) -> None:
@@ -135,9 +136,9 @@ def test_ctrl_c_saves_and_says_how_to_resume(tmp_path):
 
 
 def test_ctrl_c_ends_a_sweep(tmp_path):
-    first = tmp_path / "sweep" / "0"
-    process = start(tmp_path / "unused", "--multirun", "seed=0,1", f"hydra.sweep.dir={tmp_path / 'sweep'}", "training.steps=100000", "training.save_every=5")
-    wait_for(first / "checkpoints" / "last" / "training.pt", process)
+    sweep = ("--multirun", "seed=0,1", f"hydra.sweep.dir={tmp_path / 'sweep'}")
+    process = start(tmp_path / "unused", *sweep, "training.steps=100000", "training.save_every=5")
+    wait_for(tmp_path / "sweep" / "0" / "checkpoints" / "last" / "training.pt", process)
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 130, output
