@@ -54,6 +54,32 @@ class CosineUniform(LevelDistribution):
         return torch.cos(angle), torch.sin(angle)
 
 
+@dataclass(frozen=True)
+class LogitNormal(LevelDistribution):
+    """alpha = 1 - t, sigma = t on the straight path, t = sigmoid(N(mean, std^2)): Esser et al. 2024, equation 19.
+
+    Args:
+        mean: above 0 trains more on noisy images, as larger images need.
+        std: spread; the middle of the path is where velocities are hard to learn.
+    """
+
+    mean: float = 0.0
+    std: float = 1.0
+
+    def at(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        t = torch.sigmoid(self.mean + self.std * torch.special.ndtri(u.double().clamp(1e-6, 1 - 1e-6))).float()
+        return 1 - t, t
+
+
+@dataclass(frozen=True)
+class StraightUniform(LevelDistribution):
+    """alpha = 1 - t, sigma = t with t uniform: Liu et al. 2022 (rectified flow)."""
+
+    def at(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        t = u.clamp_min(1e-4)  # the clean end has no velocity to learn
+        return 1 - t, t
+
+
 class LevelGrid(ABC):
     """The noise levels that a sampler visits, noisiest first; the last one is clean (alpha 1, sigma 0)."""
 
@@ -85,3 +111,19 @@ class CosineGrid(LevelGrid):
     def levels(self, steps: int) -> list[Level]:
         angles = [self.t_max * (1 - i / steps) * math.pi / 2 for i in range(steps)]
         return [Level(math.cos(a), math.sin(a)) for a in angles] + [Level(1.0, 0.0)]
+
+
+@dataclass(frozen=True)
+class StraightGrid(LevelGrid):
+    """The straight path alpha = 1 - t, sigma = t from t = 1, in even steps for shift = 1.
+
+    Args:
+        shift: t becomes shift t / (1 + (shift - 1) t), which spends more steps where there is more noise (Esser et al. 2024, equation 23).
+    """
+
+    shift: float = 1.0
+
+    def levels(self, steps: int) -> list[Level]:
+        times = [1 - i / steps for i in range(steps + 1)]
+        times = [self.shift * t / (1 + (self.shift - 1) * t) for t in times]
+        return [Level(1 - t, t) for t in times]

@@ -75,6 +75,22 @@ class V(Preconditioning):
         return Coefficients(alpha / square, -sigma * square**-0.5, square**-0.5, noise_coordinate(alpha, sigma))
 
 
+@dataclass(frozen=True)
+class Velocity(Preconditioning):
+    """The network predicts the velocity n - x of the straight path: Lipman et al. 2023; Liu et al. 2022 (rectified flow).
+
+    Any (alpha, sigma) is first brought to that path, where alpha + sigma = 1; there D = x_t - sigma v and the target is n - x itself.
+    `data_std` only scales the network's input to unit variance.
+    """
+
+    data_std: float = 0.5
+
+    def __call__(self, alpha: Scalar, sigma: Scalar) -> Coefficients:
+        total = alpha + sigma
+        scale = ((alpha * self.data_std) ** 2 + sigma**2) ** -0.5
+        return Coefficients(1.0 / total, -sigma / total, scale, noise_coordinate(alpha, sigma))
+
+
 def noise_coordinate(alpha: Scalar, sigma: Scalar) -> Scalar:
     """ln(sigma / alpha) / 4: EDM's c_noise, kept finite at both ends."""
     ratio = _at_least(sigma, _SMALLEST) / _at_least(alpha, _SMALLEST)

@@ -9,12 +9,16 @@ from pkgutil import iter_modules
 import medgen.samplers as room
 from medgen.core.errors import MedgenError, nearest
 from medgen.samplers.sampler import Sampler
+from medgen.samplers.schedulers import DiffusersSampler
+
+Walk = Sampler | DiffusersSampler
 
 
-def renewed(current: Sampler, name: str | None = None, steps: int | None = None) -> Sampler:
+def renewed(current: Walk, name: str | None = None, steps: int | None = None) -> Walk:
     """The sampler called `name` with `steps` steps on the noise levels of the current one, which belong to how the model was trained.
 
-    None keeps the kind or the number. What else the current one was set to, such as DDIM's eta, stays where the kind stays.
+    A name that ends in "Scheduler" is one of diffusers', which brings its own noise levels. None keeps the kind or the number. What
+    else the current one was set to, such as DDIM's eta, stays where the kind stays.
 
     Raises:
         MedgenError: no such sampler, fewer steps than one.
@@ -23,8 +27,12 @@ def renewed(current: Sampler, name: str | None = None, steps: int | None = None)
     if steps < 1:
         raise MedgenError(f"steps must be at least 1, got {steps}")
     known = named()
+    if name is not None and name.endswith("Scheduler"):
+        return DiffusersSampler(name, steps)
     if name is not None and name not in known:
         raise MedgenError(f"no sampler '{name}'; {nearest(name, known)}")
+    if name is not None and isinstance(current, DiffusersSampler):
+        raise MedgenError(f"the model was saved with {current.scheduler}, whose noise levels '{name}' cannot take over; give a scheduler")
     if name is None or known[name] is type(current):
         changed = copy(current)
         changed.steps = steps

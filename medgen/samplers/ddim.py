@@ -24,11 +24,16 @@ class DDIM(Sampler):
         self.eta = eta
 
     def step(self, denoise: Denoise, x: Tensor, now: Level, after: Level, memory: Any, rng: Rng) -> tuple[Tensor, Any]:
-        fresh = self.eta * posterior_std(now, after)
-        kept = max(after.sigma**2 - fresh**2, 0.0) ** 0.5 / now.sigma
-        x0 = denoise(x, now)
-        x = (x * kept).add_(x0, alpha=after.alpha - now.alpha * kept)
-        return (x.add_(rng.normal(x.shape), alpha=fresh) if fresh else x), None
+        return ddim_step(denoise, x, now, after, self.eta, rng), None
+
+
+def ddim_step(denoise: Denoise, x: Tensor, now: Level, after: Level, eta: float, rng: Rng) -> Tensor:
+    """x at `after`: the share eta of the posterior's spread is drawn anew, the rest keeps its direction."""
+    fresh = eta * posterior_std(now, after)
+    kept = max(after.sigma**2 - fresh**2, 0.0) ** 0.5 / now.sigma
+    x0 = denoise(x, now)
+    x = (x * kept).add_(x0, alpha=after.alpha - now.alpha * kept)
+    return x.add_(rng.normal(x.shape), alpha=fresh) if fresh else x
 
 
 def posterior_std(now: Level, after: Level) -> float:

@@ -18,12 +18,17 @@ class Heun(Sampler):
     """
 
     def step(self, denoise: Denoise, x: Tensor, now: Level, after: Level, memory: Any, rng: Rng) -> tuple[Tensor, Any]:
-        x0 = denoise(x, now)
-        guess = towards(x, x0, now, after)
-        if after.sigma == 0:
-            return guess, None
-        d_alpha, d_sigma = (after.alpha - now.alpha) / 2, (after.sigma - now.sigma) / 2
-        slope, slope_after = d_sigma / now.sigma, d_sigma / after.sigma
-        x = (x * (1 + slope)).add_(x0, alpha=d_alpha - now.alpha * slope)
-        x.add_(guess, alpha=slope_after)
-        return x.add_(denoise(guess, after), alpha=d_alpha - after.alpha * slope_after), None
+        return heun_step(denoise, x, now, after), None
+
+
+def heun_step(denoise: Denoise, x: Tensor, now: Level, after: Level) -> Tensor:
+    """x at `after`, from the mean of the slopes at both ends."""
+    x0 = denoise(x, now)
+    guess = towards(x, x0, now, after)
+    if after.sigma == 0:
+        return guess
+    d_alpha, d_sigma = (after.alpha - now.alpha) / 2, (after.sigma - now.sigma) / 2
+    slope, slope_after = d_sigma / now.sigma, d_sigma / after.sigma
+    x = (x * (1 + slope)).add_(x0, alpha=d_alpha - now.alpha * slope)
+    x.add_(guess, alpha=slope_after)
+    return x.add_(denoise(guess, after), alpha=d_alpha - after.alpha * slope_after)
