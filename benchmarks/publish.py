@@ -110,7 +110,7 @@ Load: `medgen.load("{entry.name}")`. Research only; not a medical device.
 
 - Data: {data["name"]}; licence {data["licence"]}; {data["attribution"]}. {data["subjects"]} subjects, split by subject.
 - Command: `{entry.command}`, seed 0, on two CPU cores.
-- Weights: exponential moving average; licence Apache-2.0, with the attribution of the data above.
+- Weights: exponential moving average, kept in float16; licence Apache-2.0, with the attribution of the data above.
 
 ## Measured
 
@@ -127,7 +127,7 @@ def publish(entry: Entry) -> None:
         path = Path(scratch) / "card.md"
         path.write_text(card(entry))
         source = entry.run / "checkpoints" / "last"
-        medgen(["zoo", "add", str(source), entry.name, "--zoo", str(ROOT / "zoo"), "--card", str(path), "--overwrite"])
+        medgen(["zoo", "add", str(source), entry.name, "--zoo", str(ROOT / "zoo"), "--card", str(path), "--half", "--overwrite"])
     folder = ROOT / "zoo" / entry.name
     document = read_document(folder)
     document["contract"]["data"] = entry.data

@@ -448,6 +448,18 @@ def test_zoo_round_trip(generator, zoo, tmp_path, capsys):
     assert np.array_equal(model.generate(1, 0, {"label": 0})[0].array, expected)
 
 
+def test_zoo_add_half_keeps_the_model_in_half_the_bytes(generator, zoo, tmp_path, capsys):
+    main(["zoo", "add", str(generator), "whole", "--zoo", str(zoo)])
+    main(["zoo", "add", str(generator), "half", "--zoo", str(zoo), "--half"])
+    sizes = [(zoo / name / "model.safetensors").stat().st_size for name in ("half", "whole")]
+    assert sizes[0] < 0.7 * sizes[1]
+    model, whole = load("half"), load("whole")
+    assert next(model.model.parameters()).dtype == torch.float32
+    assert check_golden(model) < 1e-5
+    a, b = (m.generate(1, 0, {"label": 0})[0].array for m in (model, whole))
+    assert 0 < np.abs(a - b).max() < 0.01 * np.ptp(b)
+
+
 def test_zoo_add_refuses(generator, zoo, tmp_path, capsys, monkeypatch):
     main(["zoo", "add", str(generator), "brains", "--zoo", str(zoo)])
     capsys.readouterr()
@@ -456,7 +468,8 @@ def test_zoo_add_refuses(generator, zoo, tmp_path, capsys, monkeypatch):
     for name in ("../outside", "a/b", "", ".hidden"):
         assert "no name for a model" in refused(capsys, "zoo", "add", generator, name, "--zoo", zoo)
     monkeypatch.setattr("medgen.cli.zoo.LARGEST", 1000)
-    assert "use the hub" in refused(capsys, "zoo", "add", generator, "large", "--zoo", zoo)
+    assert "pass --half" in refused(capsys, "zoo", "add", generator, "large", "--zoo", zoo)
+    assert "use the hub" in refused(capsys, "zoo", "add", generator, "large", "--zoo", zoo, "--half")
     monkeypatch.undo()
     (generator / "model.safetensors").write_bytes(b"nothing")
     assert "corrupted" in refused(capsys, "zoo", "add", generator, "broken", "--zoo", zoo)

@@ -90,6 +90,7 @@ def _zoo(parser: argparse.ArgumentParser) -> None:
     add.add_argument("name", help="name in the zoo")
     add.add_argument("--zoo", default="zoo", help="zoo folder (default ./zoo)")
     add.add_argument("--card", help="Markdown file with the model's card")
+    add.add_argument("--half", action="store_true", help="keep float16 numbers: half the bytes")
     add.add_argument("--overwrite", action="store_true", help="replace a model of that name")
     parser.set_defaults(run=_lazy("zoo"))
 

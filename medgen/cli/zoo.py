@@ -8,6 +8,7 @@ import re
 import shutil
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from medgen.checkpoint import read_document
@@ -102,14 +103,15 @@ def _add(options: argparse.Namespace) -> None:
     from medgen.checkpoint import write_document
 
     source, target = find(options.model), Path(options.zoo) / options.name
-    _check_addition(options, source, target)
-    document = read_document(source)
-    document["golden"] = _golden(source)
-    card = Path(options.card) if options.card else source / CARD
-    text = card.read_bytes() if card.is_file() else None
-    folder_for(target)
-    if source.resolve() != target.resolve():
-        shutil.copyfile(source / WEIGHTS, target / WEIGHTS)
+    _check_addition(options, target)
+    with TemporaryDirectory() as scratch:
+        staged = _staged(source, Path(scratch), options.half)
+        document = read_document(source)
+        document["golden"] = _golden(staged)
+        card = Path(options.card) if options.card else source / CARD
+        text = card.read_bytes() if card.is_file() else None
+        folder_for(target)
+        shutil.copyfile(staged / WEIGHTS, target / WEIGHTS)
     write_document(target, document)
     (target / CARD).unlink(missing_ok=True)  # a replaced model's card must not describe this one
     if text is not None:
@@ -117,16 +119,30 @@ def _add(options: argparse.Namespace) -> None:
     print(f"added: {target}")
 
 
-def _check_addition(options: argparse.Namespace, source: Path, target: Path) -> None:
+def _staged(source: Path, folder: Path, half: bool) -> Path:
+    """The checkpoint as the zoo will hold it, on a scratch folder; half the bytes where numbers are kept as float16."""
+    entry(source, source.name)
+    shutil.copyfile(source / "contract.json", folder / "contract.json")
+    if half:
+        from safetensors.torch import load_file, save_file
+
+        save_file({k: v.half() if v.is_floating_point() else v for k, v in load_file(source / WEIGHTS).items()}, folder / WEIGHTS)
+    else:
+        shutil.copyfile(source / WEIGHTS, folder / WEIGHTS)
+    size = (folder / WEIGHTS).stat().st_size
+    if size > LARGEST:
+        remedy = "use the hub" if half else "pass --half to keep float16 numbers, or use the hub"
+        raise MedgenError(f"{source / WEIGHTS} has {size / 2**20:.1f} MiB; the zoo takes {LARGEST / 2**20:.0f}: {remedy}")
+    return folder
+
+
+def _check_addition(options: argparse.Namespace, target: Path) -> None:
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", options.name):
         raise MedgenError(f"'{options.name}' is no name for a model: use letters, digits, '_', '-' and '.'")
     if target.exists() and not options.overwrite:
         raise MedgenError(f"{target} exists; choose another name or pass --overwrite")
     if options.card and not Path(options.card).is_file():
         raise MedgenError(f"no card {options.card}; write one as a Markdown file or leave --card out")
-    size = entry(source, options.name)["bytes"]
-    if size > LARGEST:
-        raise MedgenError(f"{source / WEIGHTS} has {size / 2**20:.1f} MiB; the zoo takes {LARGEST / 2**20:.0f}: use the hub")
 
 
 def _golden(folder: Path) -> dict[str, Any]:
