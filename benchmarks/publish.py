@@ -88,7 +88,7 @@ def phantom_prior(folder: Path) -> Entry:
         folder / "run",
         "Phantom brains, T1-weighted, 64 x 64",
         "Unconditional EDM diffusion over axial slices of medgen's drawn heads: a prior for trying things out, with known truth.",
-        "python train.py experiment=demo training.steps=2400",
+        "make demo",
         {"name": "medgen brain phantom", "licence": "Apache-2.0", "attribution": "medgen", "subjects": 64},
         {"feature distance / floor": f"{report['frechet']['ratio']:.2f}"},
         "\n".join(rows),

@@ -4,6 +4,7 @@
     python train.py experiment=t1_to_t2_regression data.source.manifest=$PWD/spine.csv run=runs/spine/regression   # and the other three
     python benchmarks/spine.py translation spine.csv runs/spine
     python benchmarks/spine.py synthesis spine.csv runs/spine
+    python benchmarks/spine.py rim spine.csv runs/spine             # where the L1 model's error lies, printed
 
 DATA is the folder that holds ms_brain/ and stroke_brain/. patient07 trains; patient19 and stroke01 (another scanner) test.
 """
@@ -20,6 +21,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import max_pool3d
 
 from medgen.cli.evaluate import images, network_units, paired
 from medgen.core.picture import gray
@@ -113,6 +115,23 @@ def synthesis(manifest: Path, runs: Path, out: Path) -> None:
     write_block(out / "spine.md", "synthesis", lines)
 
 
+def rim(manifest_path: Path, runs: Path, out: Path) -> None:
+    """Prints, per subject, what the outermost voxels of the body mask are like and how much of the L1 U-Net's error lies there."""
+    manifest, model = Manifest.read(manifest_path), load(runs / "regression" / "checkpoints" / "last")
+    for split in ("train", "test"):
+        for case in cases(model, manifest, split):
+            body = case.mask.expand_as(case.target)
+            inside = -max_pool3d(-body.float().reshape(1, 1, *body.shape[-3:]), 3, 1, 1).reshape(body.shape) > 0
+            outermost = body & ~inside
+            error = (predictor(model)(case.source) - case.target).square()
+            counts, edges = np.histogram(case.source[body].numpy(), 64, (0.0, 1.2))
+            print(
+                f"{case.subject}: outermost voxels are {float(outermost.sum() / body.sum()):.0%} of the body and hold "
+                f"{float(error[outermost].sum() / error[body].sum()):.0%} of the squared error; their median T1 is "
+                f"{float(case.source[outermost].median()):.2f}; the brightest T1 peak is at {edges[counts.argmax()]:.2f}"
+            )
+
+
 def translation_picture(found: dict[str, Evaluation]) -> np.ndarray:
     """Two rows per subject: source, target and every method's result; below, the absolute error on one scale."""
     shown = {name: e.shown for name, e in found.items() if "copy" not in name}
@@ -139,7 +158,7 @@ def main() -> None:
     manifest = actions.add_parser("manifest")
     manifest.add_argument("data", type=Path)
     manifest.add_argument("path", type=Path)
-    for name in ("translation", "synthesis"):
+    for name in ("translation", "synthesis", "rim"):
         result = actions.add_parser(name)
         result.add_argument("manifest", type=Path)
         result.add_argument("runs", type=Path, help="folder with regression/, gan/, diffusion/ and synthesis/")
@@ -148,7 +167,7 @@ def main() -> None:
     if options.action == "manifest":
         write_manifest(options.data, options.path)
     else:
-        {"translation": translation, "synthesis": synthesis}[options.action](options.manifest, options.runs, options.out)
+        {"translation": translation, "synthesis": synthesis, "rim": rim}[options.action](options.manifest, options.runs, options.out)
 
 
 if __name__ == "__main__":
