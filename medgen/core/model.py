@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
@@ -72,6 +72,9 @@ class GenerativeModel(nn.Module, ABC):
         """Names of the sub-modules that make samples; the exponential moving average follows these."""
         return tuple(name for name, _ in self.named_children())
 
+    def prepare(self, examples: Iterable[Example]) -> None:
+        """Called once before the first step of a run with the training cases in order: measure what the model keeps of the data."""
+
     def begin(self, example: Example, rng: Rng) -> Any:
         """Draw the step's noise and run the forwards that several phases share."""
         return None
@@ -82,6 +85,32 @@ class GenerativeModel(nn.Module, ABC):
     @abstractmethod
     def sample(self, condition: Condition, shape: tuple[int, ...], rng: Rng) -> Tensor:
         """Draw x (B, C, *S) of `shape`, one sample per stream of `rng`."""
+
+
+class Moments(NamedTuple):
+    """A diagonal Gaussian over latent images: mean and log-variance (B, Z, *s)."""
+
+    mean: Tensor
+    log_variance: Tensor
+
+    def draw(self, noise: Tensor) -> Tensor:
+        """mean + std * noise."""
+        return self.mean + (self.log_variance / 2).exp() * noise
+
+    def divergence(self) -> Tensor:
+        """(B,) KL to the standard normal, summed over the latent image: Kingma and Welling 2014, appendix B."""
+        terms = self.mean.square() + self.log_variance.exp() - 1 - self.log_variance
+        return terms.flatten(1).sum(1) / 2
+
+
+class Codec(Protocol):
+    """Images to latent images of about zero mean and unit spread, and back."""
+
+    def encode(self, x: Tensor, noise: Tensor | None = None) -> Tensor: ...
+
+    def decode(self, z: Tensor, size: tuple[int, ...]) -> Tensor: ...
+
+    def latent_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]: ...
 
 
 class Denoiser(Protocol):

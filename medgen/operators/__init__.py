@@ -1,0 +1,1 @@
+"""How a machine measures: linear maps and their adjoints."""

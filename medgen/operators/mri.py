@@ -1,0 +1,65 @@
+"""Magnetic resonance: the masked Fourier transform, with one coil or several."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from medgen.core.fourier import fft, ifft
+from medgen.core.operator import Operator, State
+
+
+class MaskedFourier(Operator):
+    """y = mask * F(maps * x): Cartesian sampling by coils of known sensitivity (Pruessmann et al. 1999, SENSE).
+
+    F is the centred orthonormal transform over all spatial axes. `state["mask"]` (B, 1, *S), or with ones for axes that are fully
+    sampled, is 1 where k-space was measured; `state["maps"]` (B, coils, *S) complex may be left out for a single coil. y is complex,
+    (B, coils, *S), zero where nothing was measured.
+
+    Args:
+        real: images are real (magnitude), so that the adjoint is the real part of A^H y; otherwise they are complex, (B, 1, *S).
+    """
+
+    def __init__(self, real: bool = True):
+        self.real = real
+
+    def __call__(self, x: Tensor, state: State) -> Tensor:
+        maps = state.get("maps")
+        return state["mask"] * fft(x if maps is None else maps * x, x.ndim - 2)
+
+    def adjoint(self, y: Tensor, state: State) -> Tensor:
+        image, maps = ifft(state["mask"] * y, y.ndim - 2), state.get("maps")
+        if maps is not None:
+            image = (maps.conj() * image).sum(1, keepdim=True)
+        return image.real if self.real else image
+
+    def shape(self, x: tuple[int, ...], state: State) -> tuple[int, ...]:
+        maps = state.get("maps")
+        return x if maps is None else (x[0], maps.shape[1], *x[2:])
+
+
+def equispaced(size: int, acceleration: int, centre: float = 0.08, offset: int = 0) -> Tensor:
+    """(size,) float32 mask of phase-encoding lines: every `acceleration`-th from `offset`, and a fully sampled centre.
+
+    As in fastMRI (Zbontar et al. 2018) the centre comes on top, so that slightly more than 1 / acceleration is sampled.
+    """
+    mask = torch.zeros(size)
+    mask[offset % acceleration :: acceleration] = 1
+    mask[_centre(size, centre)] = 1
+    return mask
+
+
+def random_lines(size: int, acceleration: int, uniform: Tensor, centre: float = 0.08) -> Tensor:
+    """(size,) float32 mask of exactly round(size / acceleration) lines: the centre, and the rest drawn by `uniform` (size,) in [0, 1)."""
+    mask = torch.zeros(size)
+    mask[_centre(size, centre)] = 1
+    missing = max(round(size / acceleration) - int(mask.sum()), 0)
+    order = torch.where(mask > 0, torch.inf, uniform).argsort()
+    mask[order[:missing]] = 1
+    return mask
+
+
+def _centre(size: int, fraction: float) -> slice:
+    lines = max(round(size * fraction), 1)
+    first = size // 2 - lines // 2
+    return slice(first, first + lines)

@@ -1,0 +1,1 @@
+"""Prior and measurement to posterior samples, without training again."""
