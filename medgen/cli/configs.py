@@ -52,13 +52,37 @@ def compose(overrides: Sequence[str]) -> Any:
         raise MedgenError(explain(error, overrides)) from error
 
 
+def resolved(config: Any) -> dict[str, Any]:
+    """Plain data, with everything that refers to something else filled in.
+
+    Raises:
+        MedgenError: what a resolver has to say.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        return OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:  # it drops the original and keeps its text
+        said = re.match(r"MedgenError raised while resolving interpolation: (.*)", str(error))
+        raise MedgenError(said[1] if said else str(error).splitlines()[0]) from error
+
+
 def register_resolvers() -> None:
     """Sizes that follow from a task: how many channels, how wide a one-hot vector."""
     from omegaconf import OmegaConf
 
     OmegaConf.register_new_resolver("count", lambda names: len(names), replace=True)
     OmegaConf.register_new_resolver("width", lambda classes: sum(max(1, c) for c in classes.values()), replace=True)
+    OmegaConf.register_new_resolver("codec_recipe", _codec_recipe, replace=True)
+    OmegaConf.register_new_resolver("codec_latent", lambda name: _codec_recipe(name)["latent"], replace=True)
     OmegaConf.register_new_resolver("join", lambda *lists: list(dict.fromkeys(n for names in lists for n in names)), replace=True)
+
+
+def _codec_recipe(name: str | None) -> dict[str, Any]:
+    from medgen.cli.codec import codec_recipe
+
+    return codec_recipe(name)
 
 
 def explain(error: Exception, overrides: Sequence[str]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,11 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from medgen.checkpoint import build, save
+from medgen.cli.codec import take_codec
 from medgen.core.contract import Contract
 from medgen.core.errors import MedgenError, nearest
+from medgen.core.model import Example
+from medgen.core.random import Rng
 from medgen.core.task import Task
 from medgen.training.callbacks import GracefulStop, Log, ProgressBar, SampleGrid
 from medgen.training.ema import EMA
@@ -82,13 +85,22 @@ def train(config: Config, folder: Path, state: Mapping[str, Any] | None) -> int:
         save(target, weights, recipe, contract)
 
     checkpoints = Checkpoints(folder / "checkpoints", export, ema, settings["save_every"])
-    if state is not None:
+    if state is None:
+        take_codec(model, config.get("codec"), contract)
+        model.prepare(_examples(data, task, config["seed"]))
+    else:
         checkpoints.restore(state, fit)
     data.resume(fit.step, settings["steps"], settings["validate_every"])
     trainer = _trainer(config, folder, fit, ema, checkpoints, state)
     OmegaConf.save(OmegaConf.create(dict(config)), folder / "config.yaml")  # everything fits: now the folder is this run's
     trainer.fit(fit, datamodule=data)
     return _finish(fit, folder)
+
+
+def _examples(data: Any, task: Task, seed: int) -> Iterator[Example]:
+    """The training cases once, in order, without augmentation."""
+    for batch in data.in_order("train"):
+        yield task.example(batch, Rng(seed, 0, batch["index"].tolist()))
 
 
 def contract_of(task: Task, facts: Config) -> Contract:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from medgen.cli.configs import compose, config_dir, groups, register_resolvers
+from medgen.cli.configs import compose, config_dir, groups, register_resolvers, resolved
 from medgen.core.errors import MedgenError
 
 USAGE = """\
@@ -59,14 +59,13 @@ def _dispatch(arguments: list[str]) -> int:
         return resume_run(Path(resume[0].removeprefix("resume=")), others)
     flags = [a for a in arguments if a.startswith("-")]
     if not flags:
-        compose(arguments)  # answers mistakes before Hydra does
+        resolved(compose(arguments))  # answers mistakes before Hydra does
     return _hydra_main(arguments)
 
 
 def _hydra_main(arguments: list[str]) -> int:
     """Hydra proper: job folders, `--multirun`, launchers, `--cfg`."""
     import hydra
-    from omegaconf import OmegaConf
 
     from medgen.cli.run import INTERRUPTED, new_run
 
@@ -79,7 +78,7 @@ def _hydra_main(arguments: list[str]) -> int:
 
         folder = Path(HydraConfig.get().runtime.output_dir)
         config.run = str(folder)
-        statuses.append(new_run(OmegaConf.to_container(config, resolve=True), folder))
+        statuses.append(new_run(resolved(config), folder))
         if statuses[-1] == INTERRUPTED:
             raise KeyboardInterrupt  # ends a sweep too
 

@@ -65,15 +65,16 @@ class DataModule(lightning.LightningDataModule):
     def val_dataloader(self) -> DataLoader | list:
         """In order; an empty list, and a warning, when the data have no validation split."""
         try:
-            return self._in_order("validation")
+            return self.in_order("validation")
         except EmptySplit as error:
             warnings.warn(f"training goes on without validation: {error}", stacklevel=2)
             return []
 
     def test_dataloader(self) -> DataLoader:
-        return self._in_order("test")
+        return self.in_order("test")
 
-    def _in_order(self, split: str) -> DataLoader:
+    def in_order(self, split: str) -> DataLoader:
+        """Every case of a split once, without augmentation."""
         cases = InOrder(self.source.split(split), self.seed, *self._place(), mixed=split == "validation")
         return DataLoader(cases, batch_size=self.batch_size, **self._loading())
 

@@ -1,0 +1,48 @@
+"""What a latent model takes from a trained codec: its recipe when the configuration is composed, its weights when a run begins."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from medgen.checkpoint import read_document
+from medgen.core.contract import Contract
+from medgen.core.errors import MedgenError
+from medgen.zoo import find
+
+if TYPE_CHECKING:
+    from torch import nn
+
+PART = "autoencoder"
+
+
+def codec_recipe(name: str | None) -> dict[str, Any]:
+    """The autoencoder's recipe in a trained codec."""
+    if name is None:
+        raise MedgenError("a latent model needs a trained codec: codec=<run folder, checkpoint or zoo name>; train one with model=codec")
+    recipe = read_document(find(name))["recipe"]["model"]
+    if PART not in recipe:
+        kind = str(recipe.get("_target_")).rpartition(".")[2]
+        raise MedgenError(f"codec={name} holds a {kind}, which has no autoencoder; train one with model=codec")
+    return recipe[PART]
+
+
+def take_codec(model: nn.Module, name: str | None, contract: Contract) -> None:
+    """Give a latent model the weights of the codec that its configuration names.
+
+    Raises:
+        MedgenError: a codec of other channels, spacing, orientation or intensity maps than this run's.
+    """
+    if name is None:
+        return
+    from safetensors.torch import load_file
+
+    folder = find(name)
+    theirs = Contract.from_dict(read_document(folder)["contract"])
+    facts = {field: (getattr(theirs, field), getattr(contract, field)) for field in ("target", "spacing", "orientation")}
+    if theirs.target == contract.target:
+        facts |= {f"the intensity of {c}": (theirs.map_of(c), contract.map_of(c)) for c in contract.target}
+    for fact, (its, ours) in facts.items():
+        if its != ours:
+            raise MedgenError(f"codec={name} was trained with {fact} {its}, this run has {ours}; they must agree")
+    weights = {k.removeprefix(f"{PART}."): v for k, v in load_file(folder / "model.safetensors").items() if k.startswith(f"{PART}.")}
+    model.codec.autoencoder.load_state_dict(weights)

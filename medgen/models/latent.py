@@ -1,0 +1,151 @@
+"""Any model in a codec's space."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from copy import copy
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from medgen.core.condition import Condition
+from medgen.core.errors import MedgenError
+from medgen.core.model import Codec, Example, GenerativeModel, Loss, Phase
+from medgen.core.random import Rng
+
+
+class KLCodec(nn.Module):
+    """A trained autoencoder with the mean and spread of its latent images, measured on training data and kept here.
+
+    Args:
+        autoencoder: encode(x) -> Moments, decode(z, size) -> x, latent_shape; its weights stand still.
+    """
+
+    def __init__(self, autoencoder: nn.Module):
+        super().__init__()
+        self.autoencoder = autoencoder.requires_grad_(False).eval()
+        channels = autoencoder.latent
+        self.register_buffer("mean", torch.zeros(channels))
+        self.register_buffer("std", torch.ones(channels))
+        self.register_buffer("measured", torch.zeros((), dtype=torch.long))
+
+    def train(self, mode: bool = True) -> KLCodec:
+        return super().train(False)
+
+    def latent_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return self.autoencoder.latent_shape(shape)
+
+    @torch.no_grad()
+    def encode(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
+        """x (B, C, *S) -> standardised latent image (B, Z, *s): a draw where `noise` is given, the mean otherwise."""
+        moments = self.autoencoder.encode(x)
+        z = moments.mean if noise is None else moments.draw(noise)
+        return (z - _across(self.mean, z)) / _across(self.std, z)
+
+    def decode(self, z: Tensor, size: tuple[int, ...]) -> Tensor:
+        """Latent image -> (B, C, *size); gradients pass to z."""
+        return self.autoencoder.decode(z * _across(self.std, z) + _across(self.mean, z), tuple(size))
+
+    @torch.no_grad()
+    def measure(self, images: Iterable[Tensor]) -> int:
+        """Set mean and spread per latent channel from images, one batch at a time; returns how many images there were.
+
+        The spread includes the posterior's own variance, so that draws, not means, have unit variance. Counts, means and squares are
+        joined by Chan et al. 1979, equations 2.1.
+        """
+        count, mean, square, seen = 0.0, 0.0, 0.0, 0
+        for x in images:
+            moments = self.autoencoder.encode(x.to(self.mean.device))
+            m, v = (t.double().transpose(0, 1).flatten(1) for t in (moments.mean, moments.log_variance.exp()))
+            n, gap = m.shape[1], m.mean(1) - mean
+            square = square + m.var(1, correction=0) * n + v.sum(1) + gap**2 * count * n / (count + n)
+            mean, count, seen = mean + gap * n / (count + n), count + n, seen + len(x)
+        if not seen:
+            raise MedgenError("the codec's latent statistics need at least one training image")
+        self.mean.copy_(mean)
+        self.std.copy_((square / count).sqrt())
+        self.measured.fill_(seen)
+        return seen
+
+
+@dataclass
+class Inside:
+    """A step's example and shared forwards as the inner model sees them."""
+
+    example: Example
+    shared: Any
+
+
+class Latent(GenerativeModel):
+    """`model` on the latent images of `codec` (Rombach et al. 2022): phases, sampling and denoising are the inner model's.
+
+    Args:
+        model: any family, its network built for the codec's channels.
+        codec: images to standardised latent images and back.
+    """
+
+    def __init__(self, model: GenerativeModel, codec: Codec):
+        super().__init__()
+        self.model, self.codec = model, codec
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        return tuple(replace(phase, loss=_inside(phase)) for phase in self.model.phases)
+
+    @property
+    def averaged(self) -> tuple[str, ...]:
+        return tuple(f"model.{name}" for name in self.model.averaged)
+
+    @property
+    def sampler(self) -> Any:
+        return self.model.sampler
+
+    @sampler.setter
+    def sampler(self, value: Any) -> None:
+        self._inner_copy().sampler = value
+
+    @property
+    def guidance(self) -> Any:
+        return self.model.guidance
+
+    @guidance.setter
+    def guidance(self, value: Any) -> None:
+        self._inner_copy().guidance = value
+
+    def _inner_copy(self) -> GenerativeModel:
+        """A copy of the inner model, so that another `Latent` of the same weights keeps its own sampler and guidance."""
+        self._modules = dict(self._modules)
+        self.model = copy(self.model)
+        return self.model
+
+    def prepare(self, examples: Iterable[Example]) -> None:
+        """Measure the codec's latent statistics once, before the first step."""
+        if not int(self.codec.measured):
+            self.codec.measure(example.x for example in examples)
+
+    def begin(self, example: Example, rng: Rng) -> Inside:
+        noise = rng.normal(self.codec.latent_shape(tuple(example.x.shape)))
+        z = self.codec.encode(example.x, noise)
+        inner = Example(z, example.condition.resized(tuple(z.shape[2:])))
+        return Inside(inner, self.model.begin(inner, rng))
+
+    def after_step(self, step: int, terms: Any) -> None:
+        self.model.after_step(step, terms)
+
+    def sample(self, condition: Condition, shape: tuple[int, ...], rng: Rng) -> Tensor:
+        inner = self.codec.latent_shape(shape)
+        z = self.model.sample(condition.resized(tuple(inner[2:])), inner, rng)
+        return self.codec.decode(z, shape[2:])
+
+
+def _inside(phase: Phase) -> Any:
+    def loss(example: Example, shared: Inside) -> Loss:
+        return phase.loss(shared.example, shared.shared)
+
+    return loss
+
+
+def _across(value: Tensor, like: Tensor) -> Tensor:
+    return value.reshape(1, -1, *(1 for _ in like.shape[2:]))

@@ -1,0 +1,169 @@
+"""Autoencoders, VAEs and codecs: exact sizes, KL, streamed statistics."""
+
+import pytest
+import torch
+from torch.distributions import Normal, kl_divergence
+
+from medgen.checkpoint import build
+from medgen.cli.configs import compose, resolved
+from medgen.cli.run import new_run
+from medgen.core.condition import Condition
+from medgen.core.errors import MedgenError
+from medgen.core.model import Example, Moments
+from medgen.core.random import Rng
+from medgen.inference import load
+from medgen.models.latent import KLCodec
+from medgen.models.perceptual import Perceptual
+from medgen.models.vae import VAE
+from medgen.nn.autoencoder import AutoencoderKL
+
+DIMS = pytest.mark.parametrize("dims", [2, 3])
+
+
+def autoencoder(dims: int, **settings) -> AutoencoderKL:
+    torch.manual_seed(0)
+    return AutoencoderKL(dims, 1, **{"latent": 3, "channels": (4, 8, 8), **settings})
+
+
+@DIMS
+@pytest.mark.parametrize("size", [(8, 12, 4), (7, 5, 9), (1, 3, 2)])
+def test_any_size_comes_back(dims, size):
+    network, x = autoencoder(dims), torch.randn(2, 1, *size[:dims])
+    moments = network.encode(x)
+    assert moments.mean.shape == moments.log_variance.shape == network.latent_shape(tuple(x.shape))
+    assert moments.mean.shape[2:] == tuple(-(-s // 4) for s in size[:dims])
+    assert network.decode(moments.mean, x.shape[2:]).shape == x.shape
+    with pytest.raises(MedgenError, match="does not decode"):
+        network.decode(moments.mean, [s + 4 for s in size[:dims]])
+
+
+@DIMS
+def test_a_sample_does_not_depend_on_the_batch_and_the_condition_counts(dims):
+    network = autoencoder(dims, condition={"vector": 2, "dense": 1})
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    x, dense, vector = torch.randn(3, 1, *(8,) * dims), torch.randn(3, 1, *(8,) * dims), torch.randn(3, 2)
+    given = Condition(vector=vector, dense=dense)
+    moments = network.encode(x, given)
+    image = network.decode(moments.mean, x.shape[2:], given)
+    alone = network.decode(network.encode(x[1:2], given[1:2]).mean, x.shape[2:], given[1:2])
+    torch.testing.assert_close(alone, image[1:2], rtol=1e-4, atol=1e-5)
+    for other in (Condition(vector=vector + 1, dense=dense), Condition(vector=vector, dense=dense + 1)):
+        assert (network.encode(x, other).mean - moments.mean).abs().max() > 1e-4
+        assert (network.decode(moments.mean, x.shape[2:], other) - image).abs().max() > 1e-4
+
+
+def test_divergence_is_torchs():
+    mean, log_variance = torch.randn(4, 2, 3, 5), torch.randn(4, 2, 3, 5)
+    expected = kl_divergence(Normal(mean, (log_variance / 2).exp()), Normal(0.0, 1.0)).flatten(1).sum(1)
+    torch.testing.assert_close(Moments(mean, log_variance).divergence(), expected)
+    noise = torch.randn(4, 2, 3, 5)
+    torch.testing.assert_close(
+        Moments(mean, log_variance).draw(noise), Normal(mean, (log_variance / 2).exp()).icdf(Normal(0.0, 1.0).cdf(noise))
+    )
+
+
+def test_the_loss_is_l1_plus_weighted_kl_per_element():
+    model = VAE(autoencoder(2), kl=0.3)
+    example = Example(torch.randn(2, 1, 8, 8), Condition())
+    shared = model.begin(example, Rng(0, 0, (0, 1)))
+    expected = (shared.image - example.x).abs().mean() + 0.3 * shared.moments.divergence().mean() / 64
+    torch.testing.assert_close(model.loss(example, shared).total, expected)
+
+
+class Doubling(torch.nn.Module):
+    """An encoder whose latent moments are known."""
+
+    latent, factor = 2, 1
+
+    def encode(self, x, condition=None):
+        mean = torch.cat([2 * x + 1, -x], 1)
+        return Moments(mean, torch.full_like(mean, 0.25).log())
+
+    def decode(self, z, size, condition=None):
+        return -z[:, 1:]
+
+    def latent_shape(self, shape):
+        return (shape[0], 2, *shape[2:])
+
+
+def test_streamed_statistics_are_those_of_all_draws():
+    codec, x = KLCodec(Doubling()), torch.randn(10, 1, 6, 6) * 0.7 + 0.2
+    assert codec.measure([x[:3], x[3:4], x[4:]]) == 10
+    expected = torch.stack([2 * x + 1, -x]).double()
+    torch.testing.assert_close(codec.mean.double(), expected.mean((1, 2, 3, 4)), rtol=1e-5, atol=1e-6)
+    variance = expected.var((1, 2, 3, 4), correction=0) + 0.25
+    torch.testing.assert_close(codec.std.double(), variance.sqrt(), rtol=1e-5, atol=1e-6)
+    z = codec.encode(x, torch.randn(10, 2, 6, 6))
+    assert float(z.mean()) == pytest.approx(0, abs=0.1) and float(z.std()) == pytest.approx(1, abs=0.1)
+    torch.testing.assert_close(codec.decode(codec.encode(x), (6, 6)), x)
+    with pytest.raises(MedgenError, match="at least one"):
+        codec.measure([])
+
+
+def test_a_codec_stands_still():
+    codec = KLCodec(autoencoder(2)).train()
+    assert not codec.autoencoder.training and not any(p.requires_grad for p in codec.parameters())
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_perceptual_distance_is_zero_at_equality_and_grows_with_blur(dims):
+    x = torch.randn(2, 1, *(16,) * dims)
+    smooth = torch.nn.functional.interpolate(
+        torch.nn.functional.avg_pool2d(x, 2) if dims == 2 else x[(..., *(slice(None, None, 2),) * dims)], size=x.shape[2:]
+    )
+    assert float(Perceptual()(x, x)) == 0
+    assert float(Perceptual()(smooth, x)) > float(Perceptual()(x + 0.01, x)) > 0
+    torch.testing.assert_close(Perceptual(levels=3)(x + 0.5, x), torch.tensor(0.5 / 4))  # a constant is seen by the coarsest level only
+
+
+TINY = (
+    "data.source.size=[18,14]",
+    "data.source.subjects={train: 3, validation: 1, test: 1}",
+    "data.source.slices=4",
+    "data.batch_size=4",
+    "data.workers=0",
+    "training.steps=3",
+    "training.validate_every=3",
+    "training.save_every=3",
+    "training.validate_batches=2",
+    "training.accelerator=cpu",
+)
+
+
+def trained(folder, *overrides):
+    assert new_run(resolved(compose([*TINY, *overrides, f"run={folder}"])), folder) == 0
+    return load(folder / "checkpoints" / "last")
+
+
+@pytest.fixture(scope="module")
+def codec(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("codec") / "run"
+    trained(folder, "model=codec", "network.channels=[4,8,8]", "network.latent=3", "critic.channels=[4,8]", "model.start=1")
+    return folder
+
+
+@pytest.mark.parametrize("task", ["synthesis", "synthesis_mask"])
+def test_a_latent_model_trains_on_a_codec_and_loads_alone(codec, tmp_path, task):
+    latent = (f"codec={codec}", "model=latent_diffusion", "network.channels=[8,16]", "network.blocks=1", "sampler.steps=2")
+    model = trained(tmp_path / "run", f"task={task}", *latent)
+    inside = model.model.codec
+    ours, theirs = inside.autoencoder.state_dict(), load(codec / "checkpoints" / "last").model.autoencoder.state_dict()
+    assert all(torch.equal(ours[k], theirs[k]) for k in theirs), "the codec must stand still"
+    data = build(model.document["recipe"]["task"])
+    assert data.target == ("t1",) and int(inside.measured) == 12
+    assert float(inside.std.min()) > 0 and not torch.equal(inside.std, torch.ones(3))
+    given = {"tissue": torch.zeros(18, 14).long().numpy()} if task == "synthesis_mask" else None
+    volumes = model.generate(2, seed=0, given=given)
+    assert volumes[0].array.shape[-3:-1] == (18, 14) or volumes[0].array.shape[-2:] == (18, 14)
+    before = [int(model.model.model.sampler.steps), model.with_sampler("euler", steps=5).model.sampler.steps]
+    assert before == [2, 5] and model.model.model.sampler.steps == 2, "another sampler must leave this model as it is"
+
+
+def test_a_codec_that_does_not_fit_is_refused(codec, tmp_path):
+    small = ("model=latent_diffusion", "network.channels=[8,16]")
+    with pytest.raises(MedgenError, match="needs a trained codec"):
+        resolved(compose(["model=latent_diffusion"]))
+    with pytest.raises(MedgenError, match="was trained with target"):
+        trained(tmp_path / "a", f"codec={codec}", *small, "task.target=[t2]")
