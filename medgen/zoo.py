@@ -23,7 +23,7 @@ def find(name: str | Path) -> Path:
         raise MedgenError(
             f"{path} holds no checkpoint: expected contract.json in it, or checkpoints/best or checkpoints/last of a run folder"
         )
-    raise MedgenError(f"no model '{text}': not a folder and not in the zoo; {nearest(text, zoo_names())}")
+    raise MedgenError(f"no model '{text}': neither a trained run's folder nor in the zoo; {nearest(text, zoo_names())}")
 
 
 def zoo_folders() -> list[Path]:

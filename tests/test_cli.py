@@ -14,6 +14,7 @@ from PIL import Image
 
 from medgen.checkpoint import build, read_document, save
 from medgen.cli.main import main
+from medgen.cli.train import main as train
 from medgen.core.contract import Contract
 from medgen.core.volume import Volume
 from medgen.data.readers import read
@@ -508,3 +509,19 @@ def test_a_folder_here_does_not_stand_for_the_zoos_model(generator, translator, 
     capsys.readouterr()
     main(["zoo", "list", "--json"])
     assert json.loads(capsys.readouterr().out)[0]["task"] == "synthesis"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.steps=abc", "training.steps=abc must be a whole number"),
+        ("training.steps=-5", "must be a positive multiple"),
+        ("model.chanels=3", "'network.channels'"),
+    ],
+)
+def test_a_wrong_value_is_answered_before_there_is_a_folder(override, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        train([override])
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

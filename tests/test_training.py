@@ -289,6 +289,14 @@ def test_a_resumed_run_takes_no_change_that_would_bend_it(tmp_path):
     assert OmegaConf.load(tmp_path / "run" / "config.yaml").training.steps == 4
 
 
+def test_a_finished_run_says_how_it_could_go_on(tmp_path, capsys):
+    trained(tmp_path / "run", "training.steps=2", "training.validate_every=2", "training.save_every=2")
+    before = (tmp_path / "run" / "checkpoints" / "last" / "training.pt").read_bytes()
+    assert resume_run(tmp_path / "run", []) == 0
+    assert "already at step 2 of 2" in capsys.readouterr().out
+    assert (tmp_path / "run" / "checkpoints" / "last" / "training.pt").read_bytes() == before
+
+
 def test_a_real_full_disk_is_answered_in_a_sentence(tmp_path):
     """torch and safetensors have their own exceptions for it: a limit on the file size raises them."""
     script = f"""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -98,6 +99,10 @@ def explain(error: Exception, overrides: Sequence[str]) -> str:
             known = valid_keys(key)
             if key in known:  # a mapping of the user's own names, such as channels: Hydra wants new entries marked
                 return f"'{key}' does not have all these entries yet; add one at a time with a plus: +{key}.NAME=VALUE"
+            elsewhere = difflib.get_close_matches(key.split(".")[-1], sorted({n.split(".")[-1] for n in leaves(compose([]))}), 1, 0.8)
+            if elsewhere and not difflib.get_close_matches(key.split(".")[-1], [n.split(".")[-1] for n in known], 1, 0.8):
+                places = [n for n in leaves(compose([])) if n.split(".")[-1] == elsewhere[0] and not n.startswith("sizes.")]
+                return f"no key '{key}'; did you mean {' or '.join(map(repr, places))}?"
             return f"no key '{key}'; {nearest(key, known)}"
     return str(error).splitlines()[0]
 

@@ -56,17 +56,22 @@ def resume_run(folder: Path, overrides: Sequence[str]) -> int:
     for override in overrides:
         key, _, value = override.partition("=")
         if key not in CHANGEABLE:
-            raise MedgenError(f"{key} cannot change in a resumed run, which must go on exactly; {nearest(key, CHANGEABLE)}")
+            raise MedgenError(f"{key} cannot change in a resumed run, which must go on exactly; these may: {', '.join(CHANGEABLE)}")
         OmegaConf.update(config, key, OmegaConf.create(f"v: {value}").v)
     print(f"run folder: {folder}", flush=True)
-    return train(OmegaConf.to_container(config), folder, read_training_state(folder / "checkpoints"))
+    config, state = OmegaConf.to_container(config), read_training_state(folder / "checkpoints")
+    if state["step"] >= config["training"]["steps"]:
+        print(f"already at step {state['step']} of {config['training']['steps']}; to go on: resume={folder} training.steps=<more>")
+        print(f"run: {folder}")
+        return 0
+    return train(config, folder, state)
 
 
 def train(config: Config, folder: Path, state: Mapping[str, Any] | None) -> int:
     """Assemble the run of `config`, fit from `state`, and print the run line."""
     _quiet()
     settings = config["training"]
-    _check(settings)
+    check_settings(settings)
     torch.manual_seed(config["seed"])
     data = build(config["data"], trusted=True)
     task: Task = build(config["task"], trusted=True)
@@ -159,8 +164,11 @@ def _trainer(config: Config, folder: Path, fit: Fit, ema: EMA | None, checkpoint
     )
 
 
-def _check(settings: Config) -> None:
+def check_settings(settings: Config) -> None:
     """Settings that Lightning would answer with a traceback or a silent change."""
+    for key in ("steps", "accumulate", "log_every", "save_every", "validate_every", "validate_batches"):
+        if not isinstance(settings[key], int):
+            raise MedgenError(f"training.{key}={settings[key]} must be a whole number")
     for key in ("accumulate", "log_every", "validate_batches"):
         if settings[key] < 1:
             raise MedgenError(f"training.{key}={settings[key]} must be at least 1")

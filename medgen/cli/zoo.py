@@ -73,9 +73,9 @@ def _list(options: argparse.Namespace) -> None:
         print("no models; looked in " + ", ".join(map(str, zoo_folders())))
         return
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table("name", "model", "task", "channels", "grid", "data", "MB", "metrics")
+    table = Table(Column("name", no_wrap=True), "model", "task", "channels", "grid", "data", "MB", "metrics")
     for row in rows:
         channels = " + ".join(row["source"]) + (" -> " if row["source"] else "") + " + ".join(row["target"])
         numbers = ", ".join(f"{k} {v}" for k, v in row["metrics"].items())

@@ -84,20 +84,26 @@ def signed(values: np.ndarray, edge: float) -> np.ndarray:
     return (np.stack([warm, green, cold], -1) * 255 + 0.5).astype(np.uint8)
 
 
+READABLE = 128  # pixels of a column that hold a title
+
+
 def lettered(rows: list[list[np.ndarray]], titles: list[str], subjects: list[str], gap: int = 2, head: int = 16) -> np.ndarray:
-    """A montage under a line with the columns' titles, each row marked with its subject."""
+    """A montage under a line with the columns' titles, each row beside its subject."""
     from PIL import Image, ImageDraw
 
+    times = max(1, -(-READABLE // max(row[0].shape[1] for row in rows)))  # small grids are enlarged, or their titles would not fit
+    rows = [[plane.repeat(times, 0).repeat(times, 1) for plane in row] for row in rows]
     picture = montage(rows, gap)
-    canvas = Image.new("RGB", (picture.shape[1], picture.shape[0] + head))
-    canvas.paste(Image.fromarray(picture), (0, head))
+    margin = 8 + int(max(ImageDraw.Draw(Image.new("L", (1, 1))).textlength(subject) for subject in subjects))
+    canvas = Image.new("RGB", (margin + picture.shape[1], picture.shape[0] + head))
+    canvas.paste(Image.fromarray(picture), (margin, head))
     draw = ImageDraw.Draw(canvas)
     width = max(row[0].shape[1] for row in rows) + gap
     for i, title in enumerate(titles):
-        draw.text((i * width + 4, 2), title, fill="white")
+        draw.text((margin + i * width + 4, 2), title, fill="white")
     y = head
     for row, subject in zip(rows, subjects, strict=True):
-        draw.text((4, y + 2), subject, fill="gray")
+        draw.text((4, y + 2), subject, fill="white")
         y += max(plane.shape[0] for plane in row) + gap
     return np.asarray(canvas)
 

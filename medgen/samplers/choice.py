@@ -30,7 +30,7 @@ def renewed(current: Walk, name: str | None = None, steps: int | None = None) ->
     if name is not None and name.endswith("Scheduler"):
         return DiffusersSampler(name, steps)
     if name is not None and name not in known:
-        raise MedgenError(f"no sampler '{name}'; {nearest(name, known)}")
+        raise MedgenError(f"no sampler '{name}'; {nearest(name, known)}, and the schedulers of diffusers by class name")
     if name is not None and isinstance(current, DiffusersSampler):
         raise MedgenError(f"the model was saved with {current.scheduler}, whose noise levels '{name}' cannot take over; give a scheduler")
     if name is None or known[name] is type(current):
