@@ -142,17 +142,9 @@ def main() -> None:
     options = parser.parse_args()
     spine = json.loads((ROOT / "docs/results/spine_translation.json").read_text())
     publish(phantom_prior(options.demo))
-    for kind, method, title, summary in (
-        ("regression", "L1 U-Net", "T1 to T2, L1 U-Net", "The conditional median of T2 given T1, slice by slice: sharp means, no texture."),
-        (
-            "diffusion",
-            "conditional diffusion, one draw",
-            "T1 to T2, conditional diffusion",
-            "Draws one plausible T2 for a T1, slice by slice.",
-        ),
-    ):
-        name = "t1_to_t2_unet" if kind == "regression" else "t1_to_t2_diffusion"
-        publish(translator(name, options.spine / kind, method, title, summary, spine))
+    method, title = "conditional diffusion, one draw", "T1 to T2, conditional diffusion"
+    summary = "Draws one plausible T2 for a T1, slice by slice."
+    publish(translator("t1_to_t2_diffusion", options.spine / "diffusion", method, title, summary, spine))
 
 
 if __name__ == "__main__":

@@ -99,12 +99,23 @@ def explain(error: Exception, overrides: Sequence[str]) -> str:
             known = valid_keys(key)
             if key in known:  # a mapping of the user's own names, such as channels: Hydra wants new entries marked
                 return f"'{key}' does not have all these entries yet; add one at a time with a plus: +{key}.NAME=VALUE"
-            elsewhere = difflib.get_close_matches(key.split(".")[-1], sorted({n.split(".")[-1] for n in leaves(compose([]))}), 1, 0.8)
-            if elsewhere and not difflib.get_close_matches(key.split(".")[-1], [n.split(".")[-1] for n in known], 1, 0.8):
-                places = [n for n in leaves(compose([])) if n.split(".")[-1] == elsewhere[0] and not n.startswith("sizes.")]
-                return f"no key '{key}'; did you mean {' or '.join(map(repr, places))}?"
-            return f"no key '{key}'; {nearest(key, known)}"
+            return f"no key '{key}'; {_elsewhere(key, known) or nearest(key, known)}"
     return str(error).splitlines()[0]
+
+
+def _elsewhere(key: str, siblings: Sequence[str]) -> str:
+    """Where in the whole configuration a key that no sibling resembles might have been meant; empty if nowhere."""
+    everything = [n for n in leaves(compose([])) if not n.startswith("sizes.")]
+
+    def close(names: Sequence[str]) -> list[str]:
+        return difflib.get_close_matches(_last(key), sorted(set(map(_last, names))), 1, 0.8)
+
+    found = [] if close(siblings) else [n for n in everything if _last(n) in close(everything)]
+    return f"did you mean {' or '.join(map(repr, found))}?" if found else ""
+
+
+def _last(key: str) -> str:
+    return key.rpartition(".")[2]
 
 
 def valid_keys(key: str) -> list[str]:

@@ -8,11 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from omegaconf import OmegaConf
 from torch import Tensor
 
 from medgen.checkpoint import build
-from medgen.cli.configs import compose
+from medgen.cli.configs import compose, resolved
 from medgen.cli.evaluate import network_units
 from medgen.cli.run import new_run
 from medgen.core.errors import MedgenError
@@ -38,7 +37,7 @@ def run(options: argparse.Namespace) -> None:
             shutil.rmtree(part, ignore_errors=True)
         for part in folder.glob("report.*"):
             part.unlink()
-    config = OmegaConf.to_container(compose(["experiment=demo", f"run={folder / 'run'}", *(SHORT if options.short else ())]), resolve=True)
+    config = resolved(compose(["experiment=demo", f"run={folder / 'run'}", *(SHORT if options.short else ())]))
     if new_run(config, folder / "run"):
         return
     model = load(folder / "run")

@@ -18,7 +18,7 @@ from medgen.core.volume import folder_for
 from medgen.zoo import find, zoo_folders, zoo_models
 
 WEIGHTS, CARD = "model.safetensors", "card.md"
-LARGEST = 12 * 2**20  # bytes of weights that a zoo folder may hold
+LARGEST = 12_000_000  # bytes of weights that a zoo folder may hold
 
 
 def run(options: argparse.Namespace) -> None:
@@ -132,7 +132,7 @@ def _staged(source: Path, folder: Path, half: bool) -> Path:
     size = (folder / WEIGHTS).stat().st_size
     if size > LARGEST:
         remedy = "use the hub" if half else "pass --half to keep float16 numbers, or use the hub"
-        raise MedgenError(f"{source / WEIGHTS} has {size / 2**20:.1f} MiB; the zoo takes {LARGEST / 2**20:.0f}: {remedy}")
+        raise MedgenError(f"{source / WEIGHTS} has {size / 1e6:.1f} MB; the zoo takes {LARGEST / 1e6:.0f}: {remedy}")
     return folder
 
 
