@@ -17,7 +17,7 @@ from medgen.models.diffusion import Diffusion, Draws
 from medgen.models.preconditioning import EDM, Epsilon
 from medgen.training.fit import only_trainable
 
-TASKS = ("synthesis", "synthesis_class", "synthesis_mask", "translation")
+TASKS = ("synthesis", "synthesis_class", "synthesis_mask", "translation", "reconstruction", "inpainting")
 SIZES = {2: "[16,16]", 3: "[16,16,16]"}
 SMALL = (
     "network.channels=[8,16]",

@@ -11,6 +11,7 @@ from typing import Any
 from medgen.core.errors import MedgenError, nearest
 
 _PACKAGE = Path(__file__).resolve().parents[1]
+_NOT_TRAINED = ("solver",)  # groups that `medgen reconstruct` reads, not `train.py`
 
 
 def config_dir() -> Path:
@@ -22,7 +23,7 @@ def config_dir() -> Path:
 def groups() -> dict[str, dict[str, str]]:
     """group -> choice -> its one-line description."""
     found: dict[str, dict[str, str]] = {}
-    for path in sorted(config_dir().glob("*/*.yaml")):
+    for path in sorted(p for p in config_dir().glob("*/*.yaml") if p.parent.name not in _NOT_TRAINED):
         found.setdefault(path.parent.name, {})[path.stem] = describe(path)
     return found
 
