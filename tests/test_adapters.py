@@ -417,7 +417,7 @@ def test_wrong_inputs_are_refused():
     for given, said in ((None, "found none"), (torch.randn(2, 3, 8, 8), r"expects \(B, 1"), (torch.randn(2, 1, 8), "2 spatial axes")):
         with pytest.raises(MedgenError, match=said):
             adapter(given, torch.zeros(2))
-    with pytest.raises(MedgenError, match="takes no condition; set condition.vector=3"):
+    with pytest.raises(MedgenError, match=r"takes no condition; set condition\.vector=3"):
         adapter(x, torch.zeros(2), Condition(vector=torch.randn(2, 3)))
 
 
@@ -426,7 +426,7 @@ def test_weights_that_do_not_fit_are_named():
     state = original.state_dict()
     with pytest.raises(MedgenError, match=r"'conv_in.conv.weight' is missing \(1 such\)"):
         adapter.load_original({k: v for k, v in state.items() if k != "conv_in.conv.weight"})
-    with pytest.raises(MedgenError, match="'extra.bias' is not expected"):
+    with pytest.raises(MedgenError, match=r"'extra\.bias' is not expected"):
         adapter.load_original({**state, "extra.bias": torch.zeros(1)})
     with pytest.raises(MedgenError, match=r"'conv_in.conv.bias' has shape \[7\], expected \[4\]"):
         adapter.load_original({**state, "conv_in.conv.bias": torch.zeros(7)})
