@@ -107,8 +107,9 @@ def test_every_level_of_a_scheduler_is_its_timestep_exactly(kind, zero_terminal)
 def test_monai_schedules_are_the_same_ones(kind):
     library = MonaiDDPM(schedule=kind if kind == "cosine" else f"{kind}_beta")
     alpha, sigma = DiscreteSchedule(kind).at(torch.arange(1000) / 1000 + 1e-4)
-    torch.testing.assert_close(alpha**2, library.alphas_cumprod, rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(sigma**2, 1 - library.alphas_cumprod, rtol=1e-2, atol=1e-6)
+    near = 2e-3 if kind == "cosine" else 1e-6  # earlier releases kept cosine betas above 1e-4
+    torch.testing.assert_close(alpha**2, library.alphas_cumprod, rtol=1e-4, atol=near)
+    torch.testing.assert_close(sigma**2, 1 - library.alphas_cumprod, rtol=1e-2, atol=near)
 
 
 def test_between_levels_time_grows_and_beyond_them_it_stays():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,8 @@ from torch import nn
 import medgen
 from medgen.checkpoint import build, load
 from medgen.cli.configs import compose, resolved
-from medgen.cli.main import main
+from medgen.cli.importing import intensity_rule
+from medgen.cli.main import main, parser
 from medgen.cli.originals import latent_scaling
 from medgen.cli.run import contract_of, new_run
 from medgen.core.condition import Condition
@@ -284,6 +286,16 @@ def test_an_imported_autoencoder_is_a_codec_to_train_on(tmp_path):
     inside = load(run / "checkpoints" / "last").model.codec
     assert all(torch.equal(v, autoencoder.state_dict()[k]) for k, v in inside.autoencoder.network.state_dict().items())
     assert int(inside.measured) == 8 and float(inside.std.min()) > 0
+
+
+def test_the_commands_of_readme_are_understood():
+    text = (Path(__file__).parents[1] / "README.md").read_text()
+    lines = [shlex.split(line)[1:] for line in text.splitlines() if line.startswith("medgen import ")]
+    assert len(lines) >= 2
+    for words in lines:
+        options = parser().parse_args(words)
+        assert intensity_rule(options.intensity)["typical"]["high"] == 255
+    assert options.size == [160, 224, 160] and options.autoencoder == "bundle/vae.pt"
 
 
 def test_shift_and_spread_of_the_latent_images():

@@ -74,12 +74,12 @@ class DiscreteSchedule(Timesteps, LevelDistribution, LevelGrid):
         """The place of each coordinate among the schedule's own, linear in between and held at both ends; a level of the schedule
         gives its whole number."""
         table = _coordinates(self, t.device)
-        t = t.double().clamp(table[0], table[-1])
+        t = t.float().clamp(table[0], table[-1])
         right = torch.searchsorted(table, t.contiguous()).clamp(1, self.steps - 1)
         low, high = table[right - 1], table[right]
         place = right - 1 + (t - low) / (high - low)
         whole = place.round()
-        return torch.where((place - whole).abs() < _SNAP, whole, place).float()
+        return torch.where((place - whole).abs() < _SNAP, whole, place)
 
     def at(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Every timestep equally often."""
@@ -107,7 +107,7 @@ def _levels(schedule: DiscreteSchedule) -> tuple[Tensor, Tensor]:
 @lru_cache(maxsize=32)
 def _coordinates(schedule: DiscreteSchedule, device: torch.device) -> Tensor:
     alpha, sigma = _levels(schedule)
-    return ((sigma / alpha.clamp_min(_SMALLEST)).log() / 4).to(device)
+    return ((sigma / alpha.clamp_min(_SMALLEST)).log() / 4).float().to(device)
 
 
 def _linear(s: DiscreteSchedule) -> Tensor:
