@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import re
 from itertools import pairwise
 
 import pytest
@@ -432,6 +434,39 @@ def test_weights_that_do_not_fit_are_named():
     with pytest.raises(MedgenError, match=r"'conv_in.conv.bias' has shape \[7\], expected \[4\]"):
         adapter.load_original({**state, "conv_in.conv.bias": torch.zeros(7)})
     assert all(torch.equal(v, state[k]) for k, v in adapter.network.state_dict().items())
+
+
+def old_names(state: dict) -> dict:
+    """The names that MONAI Generative gave to the same tensors."""
+    rules = ((r"\.attn\.to_", ".to_"), (r"\.attn\.out_proj", ".proj_attn"), (r"(attn[12])\.out_proj", r"\1.to_out.0"), ("postconv", "conv"))
+    return {functools.reduce(lambda key, rule: re.sub(*rule, key), rules, key): value for key, value in state.items()}
+
+
+@pytest.mark.parametrize("tokens", [False, True])
+def test_weights_of_monai_generative_are_taken(tokens):
+    config = {"with_conditioning": True, "cross_attention_dim": 5} if tokens else {}
+    original, _ = monai_pair(**config)
+    old = {**{k: v for k, v in MONAI.items() if k != "channels"}, **config, "num_channels": MONAI["channels"]}
+    adapter = MonaiUNet(**MonaiUNet.arguments({"spatial_dims": 2, "in_channels": 1, "out_channels": 1, **old}))
+    state = old_names(original.state_dict())
+    assert state.keys() != original.state_dict().keys()
+    adapter.load_original(state)
+    assert all(torch.equal(v, original.state_dict()[k]) for k, v in adapter.network.state_dict().items())
+    theirs = DiffusionModelUNet(**{"spatial_dims": 2, "in_channels": 1, "out_channels": 1, **MONAI, **config})
+    theirs.load_old_state_dict(dict(state))  # MONAI's own way
+    assert all(torch.equal(v, theirs.state_dict()[k]) for k, v in adapter.network.state_dict().items())
+    with pytest.raises(MedgenError, match="do not fit"):
+        adapter.load_original({k: v for k, v in state.items() if k != min(state)})
+    autoencoder, other = autoencoders("monai")
+    for parameter in other.network.parameters():
+        nn.init.zeros_(parameter)
+    other.load_original(old_names(autoencoder.state_dict()))
+    assert all(torch.equal(v, autoencoder.state_dict()[k]) for k, v in other.network.state_dict().items())
+
+
+def test_an_argument_that_monai_does_not_know_is_refused():
+    with pytest.raises(MedgenError, match="has no argument 'chanels'"):
+        MonaiUNet.arguments({"spatial_dims": 2, "in_channels": 1, "out_channels": 1, "chanels": [4]})
 
 
 @pytest.mark.parametrize("name", ["monai.MonaiUNet", "diffusers.DiffusersUNet", "monai.MonaiAutoencoder", "diffusers.DiffusersAutoencoder"])

@@ -129,7 +129,9 @@ def _diffusers(folder: Path, dense: int) -> Originals:
         elif kind == "AutoencoderKL":
             found.autoencoder = _pretrained(part, kind, DiffusersAutoencoder.arguments, DiffusersAutoencoder)
         else:
-            raise MedgenError(f"{part} holds a {kind}; of diffusers, UNet2DModel and AutoencoderKL have adapters")
+            raise MedgenError(
+                f"{part} holds a {kind or 'model of another library'}; of diffusers, UNet2DModel and AutoencoderKL have adapters"
+            )
     for place in (folder / "scheduler", folder):
         if (place / "scheduler_config.json").is_file():
             found.scheduler = read_plain(place / "scheduler_config.json")
@@ -199,7 +201,7 @@ def _definition(document: Mapping[str, Any], kind: str, path: Path) -> dict[str,
     for node in _nodes(document):
         if str(node.get("_target_", "")).rpartition(".")[2] == kind:
             return _arguments(node, document)
-    if "spatial_dims" in document and "channels" in document:
+    if "spatial_dims" in document and "_target_" not in document:
         return _arguments(document, document)
     targets = sorted({str(n["_target_"]).rpartition(".")[2] for n in _nodes(document) if "_target_" in n})
     raise MedgenError(f"{path} defines no {kind}; {nearest(kind, targets)}")

@@ -24,7 +24,8 @@ def role_sizes(condition: Mapping[str, int] | None, taken: Sequence[str] = ROLES
             raise MedgenError(f"{network}: unknown condition role '{role}'; {nearest(role, ROLES)}")
         if sizes[role] and role not in taken:
             raise MedgenError(
-                f"{network} takes no '{role}' condition (it takes {', '.join(taken) or 'none'}); set condition.{role} to 0 or use the UNet"
+                f"{network} takes no '{role}' condition (it takes {', '.join(taken) or 'none'});"
+                f" set condition.{role} to 0 or choose a network that takes it"
             )
     return {role: sizes.get(role, 0) for role in ROLES}
 

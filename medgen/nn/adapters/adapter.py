@@ -204,10 +204,17 @@ def original_name(kind: type[nn.Module]) -> str:
     return f"{kind.__module__.partition('.')[0]}'s {kind.__name__}"
 
 
-def complete(kind: type[nn.Module], config: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of an original: those in `config` and the defaults of the rest; tuples as lists, so that they are plain data."""
+def complete(kind: type[nn.Module], config: Mapping[str, Any], strict: bool = False) -> dict[str, Any]:
+    """The arguments of an original: those in `config` and the defaults of the rest; tuples as lists, so that they are plain data.
+
+    Args:
+        strict: refuse what the original does not know; False for configurations that carry other things too.
+    """
     parameters = inspect.signature(kind.__init__).parameters
     values = {k: p.default for k, p in parameters.items() if k != "self" and p.kind is p.POSITIONAL_OR_KEYWORD}
+    unknown = [k for k in config if k not in values]
+    if strict and unknown:
+        raise MedgenError(f"{original_name(kind)} has no argument '{unknown[0]}' in the installed version; {nearest(unknown[0], values)}")
     values |= {k: v for k, v in config.items() if k in values}
     missing = [k for k, v in values.items() if v is inspect.Parameter.empty]
     if missing:

@@ -6,12 +6,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from medgen.core.schedule import Evenly, Timesteps
 from medgen.nn.adapters.adapter import AdaptedAutoencoder, AdaptedUNet, Rows, built, changed, complete, divisor, last_only
 from medgen.nn.conditioning import role_sizes
 from medgen.nn.grid import check_levels
+
+_RENAMED = {"num_channels": "channels", "use_checkpointing": "use_checkpoint"}
+_OLD_NAMES = ((".attn.to_", ".to_"), (".attn.out_proj.", ".proj_attn."), (".out_proj.", ".to_out.0."), (".postconv.", ".conv."))
 
 
 class MonaiUNet(AdaptedUNet):
@@ -73,7 +76,7 @@ class MonaiUNet(AdaptedUNet):
         """
         from monai.networks.nets import DiffusionModelUNet
 
-        values = complete(DiffusionModelUNet, config)
+        values = complete(DiffusionModelUNet, _renamed(config), strict=True)
         handled = ("spatial_dims", "in_channels", "out_channels", "channels", "num_res_blocks")
         roles = ("with_conditioning", "cross_attention_dim", "num_class_embeds")
         explicit = ("attention_levels", "norm_num_groups", "num_head_channels")
@@ -86,6 +89,9 @@ class MonaiUNet(AdaptedUNet):
             "condition": {"vector": values["num_class_embeds"] or 0, "dense": dense, "tokens": values["cross_attention_dim"] or 0},
             "settings": changed(DiffusionModelUNet, values, (*handled, *roles), explicit),
         }
+
+    def load_original(self, weights: Mapping[str, Tensor]) -> None:
+        super().load_original(_current_names(self.network, weights))
 
     def _predict(self, image: Tensor, steps: Tensor, vector: Tensor | None, tokens: Tensor | None) -> Tensor:
         return self.network(image, steps, context=tokens, class_labels=vector)
@@ -135,7 +141,7 @@ class MonaiAutoencoder(AdaptedAutoencoder):
         """This adapter's arguments for weights of an `AutoencoderKL(**config)`."""
         from monai.networks.nets import AutoencoderKL
 
-        values = complete(AutoencoderKL, config)
+        values = complete(AutoencoderKL, _renamed(config), strict=True)
         handled = ("spatial_dims", "in_channels", "out_channels", "latent_channels", "channels", "num_res_blocks", "use_checkpoint")
         return {
             "spatial_dims": values["spatial_dims"],
@@ -146,9 +152,30 @@ class MonaiAutoencoder(AdaptedAutoencoder):
             "settings": changed(AutoencoderKL, values, handled, ("attention_levels", "norm_num_groups")),
         }
 
+    def load_original(self, weights: Mapping[str, Tensor]) -> None:
+        super().load_original(_current_names(self.network, weights))
+
     def _moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
         mean, std = self.network.encode(x)
         return mean, 2 * torch.log(std.float())
 
     def _image(self, z: Tensor) -> Tensor:
         return self.network.decode(z)
+
+
+def _renamed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of MONAI Generative, where these networks came from, under their names in MONAI."""
+    return {_RENAMED.get(key, key): value for key, value in config.items()}
+
+
+def _current_names(network: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of MONAI Generative under MONAI's names; all others stay as they are."""
+    own = network.state_dict()
+    current = {_name_in_generative(key): key for key in own}
+    return {key if key in own else current.get(key, key): value for key, value in weights.items()}
+
+
+def _name_in_generative(key: str) -> str:
+    for now, before in _OLD_NAMES:
+        key = key.replace(now, before)
+    return key
