@@ -80,6 +80,13 @@ def test_the_training_loop_of_readme_runs_its_steps(said_in_python):
     assert said_in_python["fit"].step == 8
 
 
+def test_the_network_of_another_library_in_readme_is_walked(said_in_python):
+    made = said_in_python["odd"]
+    assert made.shape == (1, 1, 31, 29) and torch.isfinite(made).all() and float(made.std()) > 0.1
+    weights = said_in_python["original"].state_dict()
+    assert all(torch.equal(v, weights[k]) for k, v in said_in_python["adapter"].network.state_dict().items())
+
+
 def test_the_volumes_of_readme_are_on_disk_with_their_geometry(said_in_python, workplace):
     given, made = medgen.data.readers.read(workplace / "t1.nii.gz"), said_in_python["t2"]
     assert (workplace / "out" / "t2.nii.gz").is_file() and (workplace / "out" / "sample.nii.gz").is_file()

@@ -47,6 +47,7 @@ def parser() -> argparse.ArgumentParser:
     _translate(commands.add_parser("translate", help="make the target modality of an image"))
     _reconstruct(commands.add_parser("reconstruct", help="make the image that a measurement is of, and say how sure it is"))
     _evaluate(commands.add_parser("evaluate", help="score a model on the images of a manifest"))
+    _import(commands.add_parser("import", help="bring a model of diffusers or MONAI into a checkpoint"))
     _zoo(commands.add_parser("zoo", help="list, show or add pretrained models"))
     _demo(commands.add_parser("demo", help="train a small diffusion model on drawn brains and report"))
     return top
@@ -103,6 +104,29 @@ def _evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--draws", type=_positive, default=1, help="translation: samples to average (default 1)")
     parser.add_argument("-n", type=_positive, default=64, help="synthesis: samples to draw (default 64)")
     parser.set_defaults(run=_lazy("evaluate"))
+
+
+def _import(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "original", metavar="ORIGINAL", help="folder of diffusers (pipeline or model), or MONAI weights (.pt, .safetensors)"
+    )
+    _output(parser)
+    parser.add_argument("--target", nargs="+", required=True, metavar="NAME", help="the image's channels, such as t1")
+    parser.add_argument("--source", nargs="+", default=[], metavar="NAME", help="channels that are concatenated as the condition")
+    parser.add_argument("--autoencoder", metavar="ORIGINAL", help="of a latent model whose U-Net lies alone")
+    parser.add_argument("--config", metavar="FILE", help="MONAI: the networks' arguments, such as a bundle's configs/inference.json")
+    parser.add_argument("--scheduler", metavar="FILE", help="scheduler_config.json, where ORIGINAL has none")
+    parser.add_argument("--scale-factor", type=float, metavar="X", help="latent images were multiplied by this, where no file says it")
+    parser.add_argument("--size", type=_positive, nargs="+", help="the grid, where no file says it")
+    parser.add_argument(
+        "--intensity", default="identity", metavar="MAP", help="identity (default), ct_hu=LOW,HIGH, unit_range=LOW,HIGH, ..."
+    )
+    parser.add_argument("--spacing", type=float, nargs=3, metavar="MM", help="of volumes and slices, along R, A, S")
+    parser.add_argument("--orientation", default="RAS", help="of volumes and slices (default RAS)")
+    parser.add_argument("--slice-axis", type=int, choices=(0, 1, 2), help="the images are slices: 0 sagittal, 1 coronal, 2 axial")
+    parser.add_argument("--steps", type=_positive, default=50, help="sampler steps (default 50)")
+    parser.add_argument("--about", nargs="+", default=[], metavar="KEY=VALUE", help="training data: name=... licence=...")
+    parser.set_defaults(run=_lazy("importing"))
 
 
 def _zoo(parser: argparse.ArgumentParser) -> None:
