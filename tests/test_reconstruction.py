@@ -304,3 +304,14 @@ def test_cells_and_grid_agree():
     np.testing.assert_array_equal(Downsample((2, 4))(x, {}).numpy(), np.moveaxis(coarse.array, 3, 0))
     first = fine.affine @ [0.5, 1.5, 0, 1]  # the middle of the first cell is the first coarse voxel
     np.testing.assert_allclose(first, coarse.affine @ [0, 0, 0, 1])
+
+
+def test_evaluate_scores_a_reconstruction_model(checkpoints, capsys):
+    (checkpoints / "m.csv").write_text("subject,split,t1\ns,test,t1.nii.gz\n")
+    main(["evaluate", str(checkpoints / "l1"), "--data", str(checkpoints / "m.csv"), "-o", str(checkpoints / "report")])
+    report = json.loads((checkpoints / "report" / "evaluation.json").read_text())
+    model = load(checkpoints / "l1")
+    acquired = model.simulate(checkpoints / "t1.nii.gz")
+    mse = float(((model.reconstruct(acquired).image.array - read(checkpoints / "t1.nii.gz").array) ** 2).mean())
+    value = report["regions"]["whole"]["psnr"]["volumes"][0]["value"]
+    assert value == pytest.approx(10 * math.log10(255**2 / mse), abs=0.01)

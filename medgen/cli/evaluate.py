@@ -28,13 +28,13 @@ AIR = -500.0  # HU: between lung and fat
 
 
 def run(options: argparse.Namespace) -> None:
-    """Translation: PSNR, SSIM, NMSE and MAE per volume. Synthesis: feature distance and nearest neighbours. JSON and PNG."""
+    """Translation and reconstruction: PSNR, SSIM, NMSE and MAE per volume. Synthesis: feature distance, neighbours."""
     name = "evaluation"
     free_paths(folder_for(Path(options.output)), name, options.overwrite)
     model = pretrained(options)
     manifest = Manifest.read(options.data)
-    if model.task.source:
-        evaluation = translation(model, manifest, options)
+    if model.task.source or model.task.operator is not None:
+        evaluation = (translation if model.task.source else reconstruction)(model, manifest, options)
         paths = write_report(evaluation, options.output, name, options.overwrite)
         print(table(evaluation))
         print(f"written: {', '.join(map(str, paths))}")
@@ -72,6 +72,38 @@ def translation(model: Pretrained, manifest: Manifest, options: argparse.Namespa
     }
     if any(rule_name(model, c) == "ct_hu" for c in channels(model)):
         evaluation.protocol["body"] = f"above {AIR:g} HU in any CT channel: the largest connected part, holes filled"
+    return evaluation
+
+
+def reconstruction(model: Pretrained, manifest: Manifest, options: argparse.Namespace) -> Evaluation:
+    """Every volume of the split is measured as in training and reconstructed; the source of a case is what the measurement shows."""
+    rows = manifest.split(options.split)
+    rows.require_files(model.task.target)
+    made: dict[str, Tensor] = {}  # of the case at hand
+    channel = model.task.target[0]
+
+    def cases() -> Iterator[PairedCase]:
+        for row in rows.rows:
+            volume = one_plane(read(manifest.file(row, channel)), channel)
+            acquired = model.simulate(volume, seed=options.seed)
+            result = model.reconstruct(acquired, draws=options.draws, seed=options.seed)
+            mapping = model.contract.map_of(channel)
+            ends = mapping.fit(volume.array)
+            view, image, truth = (
+                torch.from_numpy(np.asarray(mapping.forward(v, **ends), np.float32))[None]
+                for v in (result.view.array, result.image.array, acquired.grid.array)
+            )
+            made["image"] = image
+            yield PairedCase(row["subject"], view, truth, mask=body(model, {channel: volume}))
+
+    axis = 2 if model.contract.slice_axis is None else model.contract.slice_axis
+    evaluation = evaluate_translation(lambda source: made["image"], cases(), slice_axis=axis)
+    evaluation.protocol |= {
+        "model": str(model.folder),
+        "data": f"{manifest.path}, split {options.split}, measured by {type(model.task.operator).__name__} as in training",
+        "seed": str(options.seed),
+        "draws": str(options.draws),
+    }
     return evaluation
 
 
