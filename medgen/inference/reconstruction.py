@@ -140,7 +140,7 @@ def reconstruct(
         options: settings of a named solver, such as {"steps": 60, "guidance.iterations": 5}; for a model of the reconstruction task
             {"consistency": False} leaves its answer as it is.
         draws: samples; image and standard deviation are over these.
-        progress: called with (samples done, samples in all).
+        progress: called with (slices drawn, slices to draw).
 
     Raises:
         MedgenError: a model that cannot denoise, one that was trained for another operator, measurements of another shape.
@@ -149,19 +149,18 @@ def reconstruct(
     ask = _direct(model, options or {}) if model.task.operator is not None else _zero_shot(model, solver, options or {})
     one_answer = not _is_random(model)
     draws = 1 if one_answer else draws
+    pairs = [(draw, row) for draw in range(draws) for row in range(len(acquired))]
     made, residuals = [], []
-    for draw in range(draws):
-        parts = []
-        for measured in _batches(problem.measured):
-            rows = len(measured.y)
-            shape = (rows, len(model.task.target), *acquired.size)
-            x = ask(measured, shape, Rng(seed, 0, [draw] * rows, model.device))
-            parts.append(x.float().cpu())
-            residuals.append((measured.operator.residual(x, measured) / measured.noise).cpu())
-            if progress:
-                progress(draw * len(acquired) + sum(map(len, parts)), draws * len(acquired))
-        made.append(torch.cat(parts))
-    samples = problem.stored(torch.stack(made).numpy())
+    for first in range(0, len(pairs), BATCH):
+        part = pairs[first : first + BATCH]
+        rows = torch.tensor([row for _, row in part], device=model.device)
+        measured = problem.measured.map(lambda t, rows=rows: t[rows])
+        x = ask(measured, (len(part), len(model.task.target), *acquired.size), Rng(seed, 0, [draw for draw, _ in part], model.device))
+        made.append(x.float().cpu())
+        residuals.append((measured.operator.residual(x, measured) / measured.noise).cpu())
+        if progress:
+            progress(first + len(part), len(pairs))
+    samples = problem.stored(torch.cat(made).unflatten(0, (draws, -1)).numpy())
     std = None if draws == 1 else _volume(model, acquired, samples.std(0, ddof=1), f"{model._units} (standard deviation)")
     return Reconstructed(
         _volume(model, acquired, samples.mean(0)), std, float(torch.cat(residuals).mean()), problem.view(model, acquired), samples
@@ -279,12 +278,6 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
             yield from _leaves(value, f"{prefix}{key}.")
         elif not key.startswith("_"):
             yield f"{prefix}{key}"
-
-
-def _batches(measured: Measurement) -> Iterator[Measurement]:
-    for first in range(0, len(measured.y), BATCH):
-        rows = slice(first, first + BATCH)
-        yield measured.map(lambda t, rows=rows: t[rows])
 
 
 def _affine(mapping: Any, parameters: Mapping[str, float]) -> tuple[float, float]:
