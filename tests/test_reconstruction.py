@@ -178,6 +178,8 @@ def test_what_is_refused():
         prior().reconstruct(replace(acquired, y=acquired.y[..., :4]))
     with pytest.raises(MedgenError, match="positive standard deviation"):
         prior().reconstruct(replace(acquired, noise=0.0))
+    with pytest.raises(MedgenError, match="no slices 3:4 of 1"):
+        acquired[3:4]
     with pytest.raises(MedgenError, match="draws must be at least 1"):
         prior().reconstruct(acquired, draws=0)
 

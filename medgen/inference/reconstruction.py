@@ -58,6 +58,8 @@ class Acquisition:
 
     def __getitem__(self, rows: slice) -> Acquisition:
         """Some neighbouring slices, at their place in the world."""
+        if not range(len(self))[rows]:
+            raise MedgenError(f"no slices {rows.start}:{rows.stop} of {len(self)}; the first is 0")
         state = {k: v if len(v) == 1 else v[rows] for k, v in self.state.items()}
         truth = None if self.truth is None else self.truth[rows]
         return replace(self, y=self.y[rows], state=state, grid=self._slab(rows), truth=truth)
