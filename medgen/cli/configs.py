@@ -11,7 +11,7 @@ from typing import Any
 from medgen.core.errors import MedgenError, nearest
 
 _PACKAGE = Path(__file__).resolve().parents[1]
-CHECKPOINT = "init_from"  # the key that names a checkpoint, and in its groups the choice of what that holds
+CHECKPOINT = "init_from"  # the key that names a checkpoint, and in some groups the choice of what it holds
 
 
 def config_dir() -> Path:
@@ -99,7 +99,7 @@ def explain(error: Exception, overrides: Sequence[str]) -> str:
     if choice:
         group, name = choice.groups()
         return f"no {group} '{name}'; {nearest(name, groups().get(group, {}))}"
-    base = [o for o in overrides if o.endswith(f"={CHECKPOINT}")]
+    base = [o for o in overrides if key_of(o) in groups()]
     for key in map(key_of, overrides):
         if f"Could not override '{key}'" in text or f"Key '{key.split('.')[-1]}'" in text:
             known = valid_keys(key, base)

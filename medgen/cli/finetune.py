@@ -16,7 +16,7 @@ from medgen.checkpoint import build, read_document
 from medgen.core.contract import Contract
 from medgen.core.errors import MedgenError
 from medgen.core.model import GenerativeModel
-from medgen.core.transfer import check_exceptions, check_transfer, differences
+from medgen.core.transfer import agreements, check_exceptions, check_transfer, differences
 from medgen.nn.finetune import Finetune, Full
 from medgen.zoo import find
 
@@ -54,9 +54,7 @@ def check_start(config: Config) -> None:
     check_exceptions(config.get("allow") or ())
     if name is None:
         if not isinstance(method, Full):
-            raise MedgenError(
-                "finetune needs init_from=<run folder, checkpoint or zoo name>: there is nothing to fine-tune without weights"
-            )
+            raise MedgenError("finetune needs init_from=<run folder, checkpoint or zoo name>: without weights there is nothing to tune")
         return
     folder = find(name)
     there = read_document(folder)["recipe"]["model"]
@@ -64,7 +62,7 @@ def check_start(config: Config) -> None:
     meaning = [key for key in changed if ".preconditioning." in f"{key}."]
     if meaning and "preconditioning" not in (config.get("allow") or ()):
         raise MedgenError(
-            f"{meaning[0]}={changed[meaning[0]][1]} (in {name} {changed[meaning[0]][0]}) makes another thing of what the network has learned;"
+            f"{meaning[0]}={changed[meaning[0]][1]} (in {name} {changed[meaning[0]][0]}) makes another thing of what was learned;"
             " leave it out, or say allow=[preconditioning] to train on"
         )
     model = build(config["model"], trusted=True)
@@ -103,7 +101,7 @@ def _taken(model: GenerativeModel, config: Config, contract: Contract, method: F
     print(f"fine-tuning of {name} (weights {identity[:12]})")
     for key, (before, after) in _changed(document["recipe"]["model"], config["model"], "model"):
         print(f"  {key}: {before} in the checkpoint, {after} here")
-    for line in differences(there, contract):
+    for line in (*differences(there, contract), agreements(there, contract)):
         print(f"  {line}")
     codec = getattr(model, "codec", None)
     if codec is not None and config.get("remeasure"):

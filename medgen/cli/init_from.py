@@ -36,7 +36,7 @@ def expanded(arguments: Sequence[str]) -> list[str]:
     for group in WHOLE:
         if group in keys:
             raise MedgenError(
-                f"{group}=... does not go with init_from: {name} brings its own; leave it out (single values such as model.drop=0.1 may change)"
+                f"{group}=... does not go with init_from: {name} has its own; leave it out (single values such as model.drop may change)"
             )
     document = checked_document(name)
     _store(document["recipe"])

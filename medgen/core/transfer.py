@@ -63,9 +63,8 @@ def differences(there: Contract, here: Contract) -> list[str]:
         if before != after:
             lines.append(_differs(f"{role} names", _names(before), _names(after)))
     for old, new in _channels(there, here):
-        rules = [_rule(c.intensity[name]) for c, name in ((there, old), (here, new))]
-        if rules[0] != rules[1]:
-            lines.append(_differs(f"intensity of {new}", *rules))
+        if not _same_rule(there, here, old, new):
+            lines.append(_differs(f"intensity of {new}", _rule(there.intensity[old]), _rule(here.intensity[new])))
     lines += [_differs("spacing", _spacing(there), _spacing(here)) + _scale(there, here)] if _moved(there, here) else []
     for fact, name in (("orientation", "orientation"), ("size", "size"), ("slice_axis", "slice axis")):
         before, after = getattr(there, fact), getattr(here, fact)
@@ -74,6 +73,19 @@ def differences(there: Contract, here: Contract) -> list[str]:
     if there.data != here.data:
         lines.append(_differs("data", _about(there), _about(here)))
     return lines
+
+
+def agreements(there: Contract, here: Contract) -> str:
+    """What the data have in common with the checkpoint's, in one line."""
+    rules = [f"{new} by {_rule(here.intensity[new])}" for old, new in _channels(there, here) if _same_rule(there, here, old, new)]
+    facts = [f"spacing {_spacing(here)}"] if not _moved(there, here) and here.spacing else []
+    facts += [f"size {_plain(here.size)}"] if there.size == here.size else []
+    facts += [f"slice axis {here.slice_axis}"] if here.slice_axis is not None and there.slice_axis == here.slice_axis else []
+    return "as in the checkpoint: " + (", ".join([*rules, *facts]) or "nothing")
+
+
+def _same_rule(there: Contract, here: Contract, old: str, new: str) -> bool:
+    return _rule(there.intensity[old]) == _rule(here.intensity[new])
 
 
 def _channels(there: Contract, here: Contract) -> Iterator[tuple[str, str]]:
@@ -106,17 +118,13 @@ def _scale(there: Contract, here: Contract) -> str:
         return ""
     side = "larger" if ratio > 1 else "smaller"
     return (
-        f"; anatomy appears {max(ratio, 1 / ratio):.3g} times {side} than the weights know it (more than {SCALE}):"
-        f" data.source.spacing={_bare(there.spacing)} avoids it"
+        f"; anatomy appears {max(ratio, 1 / ratio):.3g} times {side} than the weights know it (the limit of this warning is {SCALE}),"
+        " unless the data are brought to the checkpoint's spacing"
     )
 
 
 def _spacing(contract: Contract) -> str:
     return "no geometry" if contract.spacing is None else " x ".join(f"{s:.4g}" for s in contract.spacing) + " mm"
-
-
-def _bare(values: Sequence[float]) -> str:
-    return f"[{','.join(f'{v:.4g}' for v in values)}]"
 
 
 def _about(contract: Contract) -> str:

@@ -16,9 +16,9 @@ _ORIGINAL, _UP, _DOWN = "original", "0.up", "0.down"
 class LowRank(nn.Module):
     """weight -> weight + scale * up @ down (Hu et al. 2022, equation 3), as a parametrization of a layer's weight.
 
-    A convolution's kernel (O, I, *k) is treated as the matrix (O, I k^d). This equals a convolution with the r kernels of `down` followed by
-    the 1x1 convolution `up` (LoCon in Yeh et al. 2024), in any number of dimensions, also where a layer's weight is used in another way
-    than by its own forward (`Upsample`, `Pointwise`). `up` starts at zero and `down` as a Gaussian, so that at first nothing changes.
+    A convolution's kernel (O, I, *k) is treated as the matrix (O, I k^d). This equals a convolution with the r kernels of `down`
+    followed by the 1x1 convolution `up` (LoCon in Yeh et al. 2024), in any number of dimensions, also where a layer's weight is used in
+    another way than by its own forward (`Upsample`, `Pointwise`). `up` starts at zero and `down` as a Gaussian: nothing changes at first.
 
     Args:
         weight: the layer's weight.
