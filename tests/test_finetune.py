@@ -103,12 +103,12 @@ def test_frozen_parts_stay_bit_for_bit_and_the_others_move(base, tmp_path):
 
 def test_lora_learns_the_other_data_and_exports_plain_weights(base, tmp_path, capsys):
     before = (base / "checkpoints/best/model.safetensors").read_bytes()
-    lora = ("finetune=lora", "finetune.rank=2", "finetune.train=[norm]")
-    main([f"init_from={base}", *lora, *OTHER, *steps(60), "training.validate_every=1", f"run={tmp_path / 'run'}"])
+    lora = ("finetune=lora", "finetune.rank=2", "finetune.train=[norm]", "task.target=[pd]")
+    main([f"init_from={base}", *lora, *OTHER, *steps(60), "training.validate_every=10", f"run={tmp_path / 'run'}"])
     said = capsys.readouterr().out
     assert (base / "checkpoints/best/model.safetensors").read_bytes() == before
     rows = [float(row["val/l1"]) for row in CSVLog(tmp_path / "run").rows() if row.get("val/l1")]
-    assert rows[-1] < 0.9 * rows[0], "sixty steps should bring the model nearer to the other scanner"
+    assert rows[-1] < 0.9 * rows[0], "sixty steps should bring the model nearer to the other contrast"
     plain, ours = exported(base, "best"), exported(tmp_path / "run")
     assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in plain.items()}
     assert medgen.load(tmp_path / "run").translate is not None
@@ -184,6 +184,13 @@ def test_a_latent_model_keeps_codec_and_statistics_unless_asked(tmp_path, capsys
     assert int(new["codec.measured"]) == 12 and not torch.equal(new["codec.std"], kept["codec.std"])
 
 
+def test_the_composed_configuration_is_printed_wherever_the_flag_stands(base, capsys):
+    for words in ([f"init_from={base}", "seed=3", "--cfg", "job"], ["--cfg", "job", "seed=3", f"init_from={base}"]):
+        main(words)
+        config = OmegaConf.create(capsys.readouterr().out)
+        assert config.seed == 3 and config.model._target_.endswith("Regression") and config.network.channels == [4, 8]
+
+
 def test_a_sweep_starts_every_run_from_the_checkpoint(base, tmp_path):
     sweep = ("--multirun", "finetune.rank=1,2", f"hydra.sweep.dir={tmp_path}")
     main([f"init_from={base}", "finetune=lora", *sweep, *OTHER, *steps(1)])
@@ -240,8 +247,8 @@ def test_an_experiment_gives_data_and_training(base, heads):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["network.channels=[4,16]"], "does not fit model.network.channels=[4, 16] (in the checkpoint [4, 8])"),
-        (["network.in_channels=2"], "does not fit model.network.in_channels=2 (in the checkpoint 1)"),
+        (["network.channels=[4,16]"], "does not fit network.channels=[4, 16] (in the checkpoint [4, 8])"),
+        (["network.in_channels=2"], "does not fit network.in_channels=2 (in the checkpoint 1)"),
         (["model=flow"], "model=... does not go with init_from"),
         (["network=unet"], "network=... does not go with init_from"),
         (["codec=x"], "codec=... does not go with init_from"),
@@ -345,11 +352,11 @@ def test_what_differs_is_said_fact_by_fact():
 
 
 def test_a_run_on_files_says_what_it_takes_and_what_differs(base, heads, tmp_path, capsys):
-    files = ("data=slices", f"data.source.manifest={heads}", "data.source.spacing=[8,8,8]", "task.target=[flair]")
+    files = ("data=slices", f"data.source.manifest={heads}", "data.source.spacing=[8,8,8]", "task.target=[pd]")
     main([f"init_from={base}", *files, *RUN, *steps(1), "network.checkpointing=true", f"run={tmp_path / 'run'}"])
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"run folder: {tmp_path / 'run'}" and lines[-1] == f"run: {tmp_path / 'run'}"
-    assert "  model.network.checkpointing: False in the checkpoint, True here" in lines
+    assert "  network.checkpointing: False in the checkpoint, True here" in lines
     assert "  target names: t2 in the checkpoint, flair here" in lines
     assert [
         line for line in lines if line.startswith("  spacing: 14 x 14 x 14 mm in the checkpoint, 8 x 8 x 8 mm here; anatomy appears 1.75")

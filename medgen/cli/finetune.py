@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from medgen.checkpoint import build, read_document
+from medgen.cli.init_from import spoken
 from medgen.core.contract import Contract
 from medgen.core.errors import MedgenError
 from medgen.core.model import GenerativeModel
@@ -131,12 +132,12 @@ def _check_shapes(model: GenerativeModel, folder: Path, name: str, changed: Mapp
 
 
 def _changed(there: Any, here: Any, key: str) -> Iterator[tuple[str, tuple[Any, Any]]]:
-    """(dotted key, (before, after)) of every value that differs between two recipes."""
+    """(key as on the command line, (before, after)) of every value that differs between two recipes."""
     if isinstance(there, Mapping) and isinstance(here, Mapping) and there.get("_target_") == here.get("_target_"):
         for part in {**there, **here}:
             yield from _changed(there.get(part), here.get(part), f"{key}.{part}")
     elif there != here:
-        yield key, (_short(there), _short(here))
+        yield spoken(key), (_short(there), _short(here))
 
 
 def _short(value: Any) -> Any:

@@ -8,6 +8,7 @@ the task's channels, spacing, size, slice axis, classes.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -42,7 +43,16 @@ def expanded(arguments: Sequence[str]) -> list[str]:
     _store(document["recipe"])
     chosen = [f"{group}={CHECKPOINT}" for group in ("task", "network", "critic", "sampler", "model") if group not in keys]
     fixed = [o for o in overrides if not _sweeps(o)]
-    return [*arguments, *chosen, *_adopted([*fixed, *chosen], Contract.from_dict(document["contract"]))]
+    adopted = _adopted([*fixed, *chosen], Contract.from_dict(document["contract"]))
+    place = arguments.index(overrides[keys.index(CHECKPOINT)])  # beside it: Hydra's parser wants overrides in one row, and later ones win
+    return [*arguments[:place], *chosen, *adopted, *arguments[place:]]
+
+
+def spoken(key: str) -> str:
+    """The name on the command line of a value in a model's recipe: `network.channels` for model.network.channels."""
+    for group, names in PARTS.items():
+        key = re.sub(rf"^model\.(model\.)?({'|'.join(names)})(?=\.|$)", group, key)
+    return key
 
 
 def checked_document(name: str) -> dict[str, Any]:

@@ -128,7 +128,8 @@ def _spacing(contract: Contract) -> str:
 
 
 def _about(contract: Contract) -> str:
-    return f"{contract.data.get('name', 'unknown')} ({contract.data.get('subjects', 'unknown')} subjects)"
+    count = contract.data.get("subjects", "unknown")
+    return f"{contract.data.get('name', 'unknown')} ({count} subject{'s' if count != 1 else ''})"
 
 
 def _names(values: Sequence[str]) -> str:
