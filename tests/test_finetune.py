@@ -295,6 +295,26 @@ def test_a_hostile_checkpoint_builds_and_reads_nothing(denoiser, tmp_path, monke
         expanded([f"init_from={folder}"])
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"intensity": {"_target_": "os.system", "command": "true"}}, "not a medgen contract: the intensity of t1"),
+        ({"intensity": {"name": "mr_percentile", "percentile": "99}"}}, "has '99}' where a number belongs"),
+        ({"spacing": ["1", "1", "]"]}, "has '1' where a number belongs"),
+    ],
+    ids=str,
+)
+def test_a_hostile_contract_writes_nothing_into_the_configuration(denoiser, heads, tmp_path, monkeypatch, change, message):
+    monkeypatch.setattr("os.system", lambda *_: pytest.fail("the contract ran a command"))
+    folder = tmp_path / "hostile"
+    shutil.copytree(denoiser, folder)
+    document = json.loads((folder / "contract.json").read_text())
+    document["contract"] |= {k: {"t1": v, "t2": v} if k == "intensity" else v for k, v in change.items()}
+    (folder / "contract.json").write_text(json.dumps(document))
+    with pytest.raises(MedgenError, match=message):
+        expanded([f"init_from={folder}", "data=slices", f"data.source.manifest={heads}"])
+
+
 MR = {"name": "mr_percentile", "percentile": 99.0, "typical": {"low": 0.0, "high": 500.0}}
 CT = {"name": "ct_hu", "low": -1024.0, "high": 2000.0, "typical": {"low": -1024.0, "high": 2000.0}}
 
@@ -352,7 +372,7 @@ def test_what_differs_is_said_fact_by_fact():
 
 
 def test_a_run_on_files_says_what_it_takes_and_what_differs(base, heads, tmp_path, capsys):
-    files = ("data=slices", f"data.source.manifest={heads}", "data.source.spacing=[8,8,8]", "task.target=[pd]")
+    files = ("data=slices", f"data.source.manifest={heads}", "data.source.spacing=[8,8,8]", "task.target=[flair]")
     main([f"init_from={base}", *files, *RUN, *steps(1), "network.checkpointing=true", f"run={tmp_path / 'run'}"])
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"run folder: {tmp_path / 'run'}" and lines[-1] == f"run: {tmp_path / 'run'}"

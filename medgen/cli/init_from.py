@@ -18,6 +18,7 @@ from medgen.core.errors import MedgenError
 
 PARTS = {"network": ("network", "generator", "autoencoder"), "sampler": ("sampler",), "critic": ("critic",)}
 WHOLE = ("model", "task", "network", "critic", "codec")  # what a checkpoint decides as a whole; single values of it may change
+WORD = re.compile(r"[\w-]+")
 GEOMETRY = ("spacing", "size", "slice_axis")
 
 
@@ -65,11 +66,9 @@ def checked_document(name: str) -> dict[str, Any]:
 
     folder = find(name)
     document = load(folder).document
-    strange = [text for text in _texts(document["recipe"]) if "${" in text]
+    strange = [text for text in _texts([document["recipe"], document["contract"]]) if "${" in text]
     if strange:
-        raise MedgenError(
-            f"{folder}: the recipe holds the interpolation '{strange[0]}', a checkpoint's values are plain; do not trust this file"
-        )
+        raise MedgenError(f"{folder} holds the interpolation '{strange[0]}', a checkpoint's values are plain; do not trust this file")
     return document
 
 
@@ -114,21 +113,23 @@ def _sweeps(override: str) -> bool:
 
 
 def _adopted(overrides: Sequence[str], contract: Contract) -> list[str]:
-    """Overrides that fill from the contract what nobody has set for the data."""
+    """Overrides that fill from the contract what nobody has set for the data.
+
+    They become a part of a configuration that may build any class: numbers, names of intensity maps and plain words are all they carry.
+    """
     from omegaconf import OmegaConf
 
     config = compose(overrides, hydra=True)
     path = config_dir() / "data" / f"{config.hydra.runtime.choices.data}.yaml"
-    default, task = OmegaConf.to_container(OmegaConf.load(path))["source"], OmegaConf.to_container(config.task)
-    named = {key_of(o) for o in overrides}
-    source = OmegaConf.to_container(config.data.source)
+    source, default = (OmegaConf.to_container(c).get("source") or {} for c in (config.data, OmegaConf.load(path)))
+    named, task = {key_of(o) for o in overrides}, OmegaConf.to_container(config.task)
 
     def untouched(key: str) -> bool:
         return source.get(key) == default.get(key) and not any(f"{n}.".startswith(f"data.source.{key}.") for n in named)
 
     found = []
     if len(source.get("size") or ()) == len(contract.size):
-        values = {key: getattr(contract, key) for key in GEOMETRY if key in source and untouched(key)}
+        values = {key: _number(getattr(contract, key)) for key in GEOMETRY if key in source and untouched(key)}
         found += [f"data.source.{key}={_written(value)}" for key, value in values.items() if value is not None]
     if isinstance(source.get("channels"), dict):
         rules = _rules(task, contract)
@@ -137,8 +138,8 @@ def _adopted(overrides: Sequence[str], contract: Contract) -> list[str]:
         kept = {} if untouched("channels") else source["channels"]
         found += [f"++data.source.channels.{c}={_written(rule)}" for c, rule in rules.items() if c not in kept]
         for kind in ("labels", "attributes"):
-            missing = {n: classes for n, classes in (task.get(kind) or {}).items() if n not in source[kind]}
-            found += [f"++data.source.{kind}.{n}={classes}" for n, classes in missing.items()]
+            missing = {n: classes for n, classes in (task.get(kind) or {}).items() if n not in source.get(kind, task[kind])}
+            found += [f"++data.source.{kind}.{n}={_number(classes)}" for n, classes in missing.items() if WORD.fullmatch(n)]
     return found
 
 
@@ -149,9 +150,19 @@ def _rules(task: Mapping[str, Any], contract: Contract) -> dict[str, dict[str, A
         before = getattr(contract, role)
         for place, channel in enumerate(task.get(role) or ()):
             old = channel if channel in contract.intensity else before[place] if place < len(before) else None
-            if old is not None:
-                rules[channel] = {k: v for k, v in contract.intensity[old].items() if k != "typical"}
+            if old is not None and WORD.fullmatch(channel):
+                rule = contract.map_of(old).describe()
+                rules[channel] = {key: value if key == "name" else _number(value) for key, value in rule.items()}
     return rules
+
+
+def _number(value: Any) -> Any:
+    """A number or numbers of a contract; anything else is refused."""
+    if isinstance(value, (list, tuple)):
+        return [_number(v) for v in value]
+    if value is not None and not isinstance(value, (int, float)):
+        raise MedgenError(f"the checkpoint's contract has '{value}' where a number belongs; do not trust this file")
+    return value
 
 
 def _written(value: Any) -> str:

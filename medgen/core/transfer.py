@@ -47,7 +47,7 @@ def check_transfer(there: Contract, here: Contract, allow: Collection[str] = ())
         if list(before.values()) != list(after.values()):
             raise MedgenError(f"the weights take {role} {_classes(before)}, this run has {_classes(after)}; their classes must agree")
     for old, new in _channels(there, here):
-        kinds = there.intensity[old]["name"], here.intensity[new]["name"]
+        kinds = there.map_of(old).name, here.map_of(new).name
         if kinds[0] != kinds[1] and "intensity" not in allow:
             raise MedgenError(
                 f"the weights know {old} by {kinds[0]}, the data bring {new} by {kinds[1]}: the same number means another thing;"
