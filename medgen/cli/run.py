@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from medgen.checkpoint import build, save
 from medgen.cli.codec import take_codec
+from medgen.cli.finetune import begin
 from medgen.core.contract import Contract
 from medgen.core.errors import MedgenError, nearest
 from medgen.core.model import Example
@@ -84,10 +85,12 @@ def train(config: Config, folder: Path, state: Mapping[str, Any] | None) -> int:
     optimizer, ema = build(settings["optimizer"], trusted=True), build(settings["ema"], trusted=True)
     fit = Fit(model, task, optimizer, settings["steps"], settings["accumulate"], settings["clip"], config["seed"])
     recipe = {"model": config["model"], "task": config["task"]}
-    contract = contract_of(task, data.facts())
+    start = begin(model, config, contract_of(task, data.facts()), fresh=state is None)
+    config, contract = start.config, start.contract
 
     def export(target: Path, weights: Mapping[str, Tensor]) -> None:
-        save(target, weights, recipe, contract)
+        save(target, start.plain(weights), recipe, contract)
+        start.save_small(target, weights)
 
     checkpoints = Checkpoints(folder / "checkpoints", export, ema, settings["save_every"])
     if state is None:

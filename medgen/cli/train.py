@@ -21,6 +21,8 @@ Trains a model and writes runs/<name>/<date>: configuration, metrics.csv, sample
   train.py experiment=phantom_translation        one of the experiments below
   train.py model=gan training.steps=500          other choices and values
   train.py --multirun seed=0,1,2                 a sweep
+  train.py init_from=t1_to_t2_diffusion finetune=lora data=slices data.source.manifest=mine.csv
+                                                 go on from a checkpoint, on other data
   train.py --cfg job [...]                       print the composed configuration and stop
 
 """
@@ -51,6 +53,8 @@ def help_text() -> str:
 
 
 def _dispatch(arguments: list[str]) -> int:
+    from medgen.cli.finetune import check_start
+    from medgen.cli.init_from import expanded
     from medgen.cli.run import check_settings, resume_run
 
     resume = [a for a in arguments if a.startswith("resume=")]
@@ -58,8 +62,11 @@ def _dispatch(arguments: list[str]) -> int:
         others = [a for a in arguments if a not in resume]
         return resume_run(Path(resume[0].removeprefix("resume=")), others)
     flags = [a for a in arguments if a.startswith("-")]
-    if not flags:
-        check_settings(resolved(compose(arguments))["training"])  # answers mistakes before Hydra does, and before there is a folder
+    arguments = expanded(arguments)
+    if not flags:  # answers mistakes before Hydra does, and before there is a folder
+        config = resolved(compose(arguments))
+        check_settings(config["training"])
+        check_start(config)
     return _hydra_main(arguments)
 
 
