@@ -21,11 +21,13 @@ class Example:
         x: (B, C, *S) target in the contract's normalised units, or None where only the condition is known.
         condition: what is given.
         weight: broadcastable to `x`; masks padding and missing contrasts out of a loss.
+        moments: what a codec's encoder makes of `x`, where it was computed before.
     """
 
     x: Tensor | None
     condition: Condition
     weight: Tensor | None = None
+    moments: Moments | None = None
 
 
 @dataclass
@@ -106,7 +108,9 @@ class Moments(NamedTuple):
 class Codec(Protocol):
     """Images to latent images of about zero mean and unit spread, and back."""
 
-    def encode(self, x: Tensor, noise: Tensor | None = None) -> Tensor: ...
+    def moments(self, x: Tensor) -> Moments: ...
+
+    def draw(self, moments: Moments, noise: Tensor | None = None) -> Tensor: ...
 
     def decode(self, z: Tensor, size: tuple[int, ...]) -> Tensor: ...
 
