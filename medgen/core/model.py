@@ -74,6 +74,15 @@ class GenerativeModel(nn.Module, ABC):
         """Names of the sub-modules that make samples; the exponential moving average follows these."""
         return tuple(name for name, _ in self.named_children())
 
+    @property
+    def caveat(self) -> str:
+        """Why `sample` makes no images such as the training set's, and what would, in a sentence; empty for a generator."""
+        return ""
+
+    def preview(self, example: Example, rng: Rng) -> Tensor:
+        """What validation shows and scores beside `example.x`: samples, for a model that makes them."""
+        return self.sample(example.condition, tuple(example.x.shape), rng)
+
     def prepare(self, examples: Iterable[Example]) -> None:
         """Called once before the first step of a run with the training cases in order: measure what the model keeps of the data."""
 
