@@ -16,14 +16,15 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parent))
 
-PARTS = ("startup", "optimizer", "sampler", "unet", "autoencoder")
-NETWORKS = ("unet", "autoencoder")  # parts that take a number of rounds
+PARTS = ("startup", "optimizer", "sampler", "unet", "autoencoder", "latents")
+NETWORKS = ("unet", "autoencoder", "latents")  # parts that take a number of rounds
 HEAD = """# Performance
 
 Written by `python -m benchmarks`; rows that were renewed alone (`--parts`) come from a run of their own. One thread; every round runs
 all candidates one after the other; medians of processor time.
 Each peer runs in its own fastest mode (flash attention; the faster of the contiguous and the channels-last layout), medgen in the
-faster of its own two. The networks have the same channels, blocks, attention levels and head width. Ratios carry over between
+faster of its own two. The networks have the same channels, blocks, attention levels and head width; the autoencoders of the peers
+are put together from their own layers in medgen's arrangement, so that all have the same convolutions. Ratios carry over between
 machines, seconds and milliseconds do not.
 {machine}
 

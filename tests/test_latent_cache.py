@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from medgen.checkpoint import build
 from medgen.cli.configs import compose, resolved
-from medgen.cli.latents import cache_latents
+from medgen.cli.latents import cache_latents, check_latents
 from medgen.cli.run import new_run, resume_run
 from medgen.core.condition import Condition
 from medgen.core.errors import MedgenError
@@ -97,8 +97,11 @@ def test_a_resumed_run_is_the_uninterrupted_one(codec, tmp_path):
     ],
 )
 def test_what_cannot_be_cached_is_refused(codec, tmp_path, overrides, sentence):
+    chosen = (f"codec={codec}", *LATENT, *overrides)
     with pytest.raises(MedgenError, match=sentence):
-        run(tmp_path / "run", f"codec={codec}", *LATENT, *overrides)
+        run(tmp_path / "run", *chosen)
+    with pytest.raises(MedgenError, match=sentence):
+        check_latents(resolved(compose(chosen)))
 
 
 def test_a_model_without_a_codec_takes_no_cache(tmp_path):

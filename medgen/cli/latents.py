@@ -32,15 +32,13 @@ def cache_latents(config: Mapping[str, Any], run: Path, model: GenerativeModel, 
     Cases that look different in every epoch are kept in `latents.versions` versions, which the epochs take in turn.
 
     Raises:
-        MedgenError: a model without a codec; one version of cases that change in every epoch.
+        MedgenError: what `check_latents` refuses, no room, moments that float16 cannot hold.
     """
     settings = config.get("latents") or {}
     if not settings.get("cache"):
         return None
-    codec = getattr(model, "codec", None)
-    if codec is None:
-        raise MedgenError(f"latents.cache is for models on a codec, this is a {type(model).__name__}; leave it out")
-    versions = _versions(settings["versions"], data.varies)
+    check_latents(config, data.varies)
+    codec, versions = model.codec, settings["versions"] if data.varies else 1
     folder = run / "latents" if settings["cache"] is True else Path(settings["cache"])
     device = "cuda" if torch.cuda.is_available() and config["training"]["accelerator"] != "cpu" else "cpu"
     images = Images(data, task, config["seed"])
@@ -59,6 +57,28 @@ def cache_latents(config: Mapping[str, Any], run: Path, model: GenerativeModel, 
     print(f"latents: {found.cases} training cases, {found.versions} version{'s' * (versions > 1)} each, in {found.folder}", file=sys.stderr)
     data.latents = found
     return found
+
+
+def check_latents(config: Mapping[str, Any], varies: bool | None = None) -> None:
+    """Refuse a cache for a model without a codec, and one version of cases that change in every epoch.
+
+    Args:
+        varies: whether they do; None where the data are not there yet, and the configuration alone tells.
+    """
+    settings = config.get("latents") or {}
+    if not settings.get("cache"):
+        return
+    versions = settings["versions"]
+    if "codec" not in config["model"]:
+        kind = str(config["model"].get("_target_")).rpartition(".")[2]
+        raise MedgenError(f"latents.cache is for models on a codec, this is a {kind}; leave it out")
+    if not isinstance(versions, int) or versions < 1:
+        raise MedgenError(f"latents.versions={versions} must be a whole number of at least 1")
+    if versions == 1 and (config["data"].get("augment") is not None if varies is None else varies):
+        raise MedgenError(
+            "the training cases change in every epoch (data.augment or random patches), which latents.versions=1 would freeze;"
+            " keep several versions of each, such as latents.versions=8, or set data.augment=null or latents.cache=false"
+        )
 
 
 def examples_of(latents: Latents, batch: int) -> Iterator[Example]:
@@ -98,17 +118,6 @@ class Images:
         keys = [(number % self.count, number // self.count) for number in numbers]
         for batch in self.data.versions(keys, augmented):
             yield self.task.example(batch, Rng(self.seed, 0, batch["index"].tolist())).x
-
-
-def _versions(asked: Any, varies: bool) -> int:
-    if not isinstance(asked, int) or asked < 1:
-        raise MedgenError(f"latents.versions={asked} must be a whole number of at least 1")
-    if varies and asked == 1:
-        raise MedgenError(
-            "the training cases change in every epoch (data.augment or random patches), which latents.versions=1 would freeze;"
-            " keep several versions of each, such as latents.versions=8, or set data.augment=null or latents.cache=false"
-        )
-    return asked if varies else 1
 
 
 @torch.no_grad()

@@ -51,6 +51,7 @@ def help_text() -> str:
 
 
 def _dispatch(arguments: list[str]) -> int:
+    from medgen.cli.latents import check_latents
     from medgen.cli.run import check_settings, resume_run
 
     resume = [a for a in arguments if a.startswith("resume=")]
@@ -59,7 +60,9 @@ def _dispatch(arguments: list[str]) -> int:
         return resume_run(Path(resume[0].removeprefix("resume=")), others)
     flags = [a for a in arguments if a.startswith("-")]
     if not flags:
-        check_settings(resolved(compose(arguments))["training"])  # answers mistakes before Hydra does, and before there is a folder
+        config = resolved(compose(arguments))
+        check_latents(config)
+        check_settings(config["training"])  # answers mistakes before Hydra does, and before there is a folder
     return _hydra_main(arguments)
 
 
