@@ -215,8 +215,8 @@ def test_a_damaged_cache_is_built_anew(tmp_path, values, damage):
     assert encoder.asked == list(range(10))
 
 
-def _build(folder, values, asked):
-    encoder = Encoder(values, pause=0.02)
+def _build(folder, values, asked, pause):
+    encoder = Encoder(values, pause=pause)
     built(folder, plan(values), encoder)
     asked.put(encoder.asked)
 
@@ -225,18 +225,19 @@ def test_a_killed_build_goes_on_and_one_of_two_processes_builds(tmp_path, values
     monkeypatch.setattr("medgen.data.latents.COMMIT", 0.0)
     context = multiprocessing.get_context("fork")
     asked = context.Queue()
-    killed = context.Process(target=_build, args=(tmp_path, values, asked))
+    killed = context.Process(target=_build, args=(tmp_path, values, asked, 1.0))
     killed.start()
     folder = tmp_path / f"{plan(values).key}.partial"
-    while (missing := plan(values).missing(folder)) is None or len(missing) == 10:
+    while killed.is_alive() and ((missing := plan(values).missing(folder)) is None or len(missing) == 10):
         time.sleep(0.001)
     os.kill(killed.pid, signal.SIGKILL)
     killed.join()
     left = plan(values).missing(folder).tolist()
-    both = [context.Process(target=_build, args=(tmp_path, values, asked)) for _ in range(2)]
+    assert 0 < len(left) < 10
+    both = [context.Process(target=_build, args=(tmp_path, values, asked, 0.02)) for _ in range(2)]
     for process in both:
         process.start()
-    assert sorted(asked.get(timeout=20) for _ in both) == [[], left], "one encodes what is left, the other waits for it"
+    assert sorted(asked.get(timeout=60) for _ in both) == [[], left], "one encodes what is left, the other waits for it"
     for process in both:
         process.join()
     assert np.array_equal(np.concatenate(list(Latents(tmp_path / plan(values).key, 2).batches(10))), values)
