@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from medgen.checkpoint import build, save
 from medgen.cli.codec import take_codec
 from medgen.cli.finetune import begin
+from medgen.cli.latents import cache_latents, examples_of
 from medgen.core.contract import Contract
 from medgen.core.errors import MedgenError, nearest
 from medgen.core.model import Example
@@ -95,9 +96,12 @@ def train(config: Config, folder: Path, state: Mapping[str, Any] | None) -> int:
     checkpoints = Checkpoints(folder / "checkpoints", export, ema, settings["save_every"])
     if state is None:
         take_codec(model, config.get("codec"), contract)
-        model.prepare(_examples(data, task, config["seed"]))
     else:
         checkpoints.restore(state, fit)
+    latents = cache_latents(config, folder, model, task, data)
+    if state is None:
+        examples = _examples(data, task, config["seed"]) if latents is None else examples_of(latents, config["data"]["batch_size"])
+        model.prepare(examples)
     data.resume(fit.step, settings["steps"], settings["validate_every"])
     trainer = _trainer(config, folder, fit, ema, checkpoints, state)
     OmegaConf.save(OmegaConf.create(dict(config)), folder / "config.yaml")  # everything fits: now the folder is this run's

@@ -55,6 +55,7 @@ def help_text() -> str:
 def _dispatch(arguments: list[str]) -> int:
     from medgen.cli.finetune import check_start
     from medgen.cli.init_from import expanded
+    from medgen.cli.latents import check_latents
     from medgen.cli.run import check_settings, resume_run
 
     resume = [a for a in arguments if a.startswith("resume=")]
@@ -65,6 +66,7 @@ def _dispatch(arguments: list[str]) -> int:
     arguments = expanded(arguments)
     if not flags:  # answers mistakes before Hydra does, and before there is a folder
         config = resolved(compose(arguments))
+        check_latents(config)
         check_settings(config["training"])
         check_start(config)
     return _hydra_main(arguments)

@@ -13,6 +13,8 @@ from medgen.core.model import Example
 from medgen.core.operator import Operator
 from medgen.core.random import Rng
 
+MOMENTS = "moments"  # the entry of a batch that holds cached latent moments (B, 2, Z, *s): mean and log-variance of the target
+
 
 class Metric(Protocol):
     """The number that training monitors. `best` is "max" or "min"; it takes `least` cases or more."""

@@ -114,8 +114,11 @@ class Pretrained:
             batch: images made at once.
 
         Raises:
-            MedgenError: a model that needs source images, a condition that it does not take or that is missing, a value out of range.
+            MedgenError: a model that needs source images or is a codec, a condition that it does not take or that is missing, a value out
+                of range.
         """
+        if self.model.caveat:
+            raise MedgenError(self.model.caveat)
         if self.task.source:
             raise MedgenError(f"this model makes {self._targets} from {', '.join(self.task.source)}: use translate")
         if self.task.operator is not None:

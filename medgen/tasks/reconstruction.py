@@ -14,7 +14,7 @@ from medgen.core.model import Example
 from medgen.core.operator import Operator, Sampling
 from medgen.core.random import Rng
 from medgen.core.task import Metric, Task
-from medgen.tasks.encoding import pick, stacked
+from medgen.tasks.encoding import cached, pick, stacked
 
 
 class Reconstruction(Task):
@@ -46,7 +46,7 @@ class Reconstruction(Task):
 
     def example(self, batch: Mapping[str, Any], rng: Rng) -> Example:
         x = stacked(batch, self.target)
-        return Example(x, self.condition({"measurement": self.measure(x, rng)}))
+        return Example(x, self.condition({"measurement": self.measure(x, rng)}), moments=cached(batch))
 
     def measure(self, x: Tensor, rng: Rng) -> Measurement:
         """A simulated measurement of x (B, C, *S)."""

@@ -78,7 +78,7 @@ class Fit(L.LightningModule):
         shared = self.model.begin(example, Rng(self.seed, 1, indices, self.device))
         for phase in (p for p in self.model.phases if p.validate):
             self.validation.add_terms(phase.loss(example, shared).terms)
-        made = self.model.sample(example.condition, tuple(example.x.shape), Rng(self.seed, 2, indices, self.device))
+        made = self.model.preview(example, Rng(self.seed, 2, indices, self.device))
         self.validation.add_images(made, example)
 
     def on_validation_epoch_end(self) -> None:
