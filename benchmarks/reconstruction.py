@@ -106,18 +106,36 @@ def posterior(prior: Pretrained, solver: str, options: dict[str, Any], m: Measur
     return [chosen(prior.model, Condition(measurement=m), shape, Rng(0, 0, [draw] * shape[0])).float() for draw in range(draws)]
 
 
-def methods(runs: Path) -> dict[str, Callable[[Measurement], list[Tensor]]]:
-    prior, l1, diffusion = (load(runs / name / "checkpoints" / "last") for name in ("prior", "rec_l1", "rec_diff"))
-    diffusion = diffusion.with_sampler(steps=CONDITIONAL_STEPS)
+def methods(runs: Path) -> dict[str, Callable[[], Callable[[Measurement], list[Tensor]]]]:
+    """Name -> what loads the method's model, where it has one, and makes the method."""
+
+    def model(name: str) -> Pretrained:
+        found = load(runs / name / "checkpoints" / "last")
+        return found.with_sampler(steps=CONDITIONAL_STEPS) if name == "rec_diff" else found
+
+    def asked(name: str, draws: int, tied: bool) -> Callable[[], Callable[[Measurement], list[Tensor]]]:
+        def make() -> Callable[[Measurement], list[Tensor]]:
+            trained = model(name)
+            return lambda m: [consistent(x, m) if tied else x for x in conditional(trained, m, draws)]
+
+        return make
+
+    def sampled(solver: str, options: dict[str, Any]) -> Callable[[], Callable[[Measurement], list[Tensor]]]:
+        def make() -> Callable[[Measurement], list[Tensor]]:
+            prior = model("prior")
+            return lambda m: posterior(prior, solver, options, m, DRAWS)
+
+        return make
+
     return {
-        "zero-filled": lambda m: [zero_filled(m)],
-        "total variation": lambda m: [total_variation(m, TV_WEIGHT)],
-        "L1 U-Net": lambda m: conditional(l1, m, 1),
-        "L1 U-Net, made consistent": lambda m: [consistent(x, m) for x in conditional(l1, m, 1)],
-        "conditional diffusion": lambda m: conditional(diffusion, m, DRAWS),
-        "conditional diffusion, made consistent": lambda m: [consistent(x, m) for x in conditional(diffusion, m, DRAWS)],
-        "prior + DPS": lambda m: posterior(prior, "dps", DPS, m, DRAWS),
-        "prior + moment matching": lambda m: posterior(prior, "mmps", MMPS, m, DRAWS),
+        "zero-filled": lambda: lambda m: [zero_filled(m)],
+        "total variation": lambda: lambda m: [total_variation(m, TV_WEIGHT)],
+        "L1 U-Net": asked("rec_l1", 1, False),
+        "L1 U-Net, made consistent": asked("rec_l1", 1, True),
+        "conditional diffusion": asked("rec_diff", DRAWS, False),
+        "conditional diffusion, made consistent": asked("rec_diff", DRAWS, True),
+        "prior + DPS": sampled("dps", DPS),
+        "prior + moment matching": sampled("mmps", MMPS),
     }
 
 
@@ -142,22 +160,34 @@ def scores(answer: Answer, x: Tensor, m: Measurement) -> dict[str, Any]:
     return found
 
 
-def run(manifest: Path, runs: Path, out: Path) -> None:
-    """second-half-reconstruction.json and .png, and the table."""
+def answered(method: Callable[[Measurement], list[Tensor]], m: Measurement, kept: Path) -> Answer:
+    """The answer in `kept`, or a new one that is kept there: the whole takes an hour on one core, and may be interrupted."""
+    if not kept.exists():
+        start = time.process_time()
+        draws = torch.stack(method(m))
+        kept.parent.mkdir(exist_ok=True)
+        torch.save({"draws": draws, "seconds": time.process_time() - start}, kept)
+    return Answer(**torch.load(kept, weights_only=True))
+
+
+def run(manifest: Path, runs: Path, out: Path, only: list[str]) -> None:
+    """second-half-reconstruction.json and .png, and the table, as soon as every method has answered."""
     x = slices(manifest, "test", "patient19", SLICES)
     document: dict[str, Any] = {}
     for pattern in ("equispaced", "random"):
-        m = measured(x, pattern)
-        answers: dict[str, Answer] = {}
-        for name, method in methods(runs).items():
-            start = time.process_time()
-            answers[name] = Answer(torch.stack(method(m)), time.process_time() - start)
+        m, answers = measured(x, pattern), {}
+        for name, make in methods(runs).items():
+            if only and name not in only:
+                continue
+            kept = runs / "reconstruction" / f"{pattern} {name}.pt"
+            answers[name] = answered(lambda m, make=make: make()(m), m, kept)
             document.setdefault(pattern, {})[name] = scores(answers[name], x, m)
             print(pattern, name, json.dumps(document[pattern][name]), flush=True)
-            (out / "second-half-reconstruction.json").write_text(json.dumps(document, indent=2) + "\n")
-        if pattern == "equispaced":
+        if pattern == "equispaced" and not only:
             Image.fromarray(picture(x, answers)).save(out / "second-half-reconstruction.png")
-    table(out)
+    if not only:
+        (out / "second-half-reconstruction.json").write_text(json.dumps(document, indent=2) + "\n")
+        table(out)
 
 
 def table(out: Path) -> None:
@@ -215,12 +245,13 @@ def main() -> None:
     parser.add_argument("action", choices=("tune", "run", "table"))
     parser.add_argument("manifest", type=Path)
     parser.add_argument("runs", type=Path, help="folder with prior/, rec_l1/ and rec_diff/")
+    parser.add_argument("--only", nargs="*", default=[], help="answer by these methods now, write the page later")
     parser.add_argument("-o", "--out", type=Path, default=Path("docs/results"))
     options = parser.parse_args()
     if options.action == "tune":
         tune(options.manifest, options.runs)
     elif options.action == "run":
-        run(options.manifest, options.runs, options.out)
+        run(options.manifest, options.runs, options.out, options.only)
     else:
         table(options.out)
 
