@@ -74,9 +74,9 @@ class DataModule(lightning.LightningDataModule):
         return self.in_order("test")
 
     def in_order(self, split: str) -> DataLoader:
-        """Every case of a split once, without augmentation."""
+        """Every case of a split once, without augmentation; ranks share them, each with as many batches."""
         cases = InOrder(self.source.split(split), self.seed, *self._place(), mixed=split == "validation")
-        return DataLoader(cases, batch_size=self.batch_size, **self._loading())
+        return DataLoader(cases.filled(self.batch_size), batch_size=self.batch_size, **self._loading())
 
     def _place(self) -> tuple[int, int]:
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)

@@ -1,0 +1,85 @@
+"""One process of several: `python -m medgen.cli.rank` is started by `medgen.cli.launch`, and torchrun's processes come here too."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from medgen.core.errors import MedgenError
+from medgen.training import ranks
+
+
+def main() -> None:
+    """Read the job, leave when the launcher does, train."""
+    job = json.loads(sys.stdin.buffer.readline())
+    threading.Thread(target=_follow, daemon=True).start()
+    folder = Path(job["folder"])
+
+    def work() -> int:
+        from medgen.cli.run import start
+        from medgen.training.state import read_training_state
+
+        state = read_training_state(folder / "checkpoints") if job["resume"] else None
+        return start(job["config"], folder, state)
+
+    sys.exit(member(work, quiet=True))
+
+
+def _follow() -> None:
+    """The launcher keeps the other end of stdin; when it has gone, save and stop."""
+    while os.read(0, 1024):  # not through sys.stdin, whose lock Python wants back at its end
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def member(work: Callable[[], int], quiet: bool = False) -> int:
+    """This process's part: rank 0 does `work`, which hands jobs out, the others take them. Returns the exit status.
+
+    Args:
+        quiet: leave it to the launcher to say that a process was lost.
+    """
+    from medgen.cli.launch import INTERRUPTED, LOST, TOLD
+
+    own = int(os.environ["RANK"])
+    try:
+        ranks.connect()
+        if own:
+            return _serve()
+        status = work()
+        ranks.broadcast(None)
+        return status
+    except MedgenError as error:
+        if not isinstance(error, ranks.Agreed):
+            print(f"error: {'' if own == 0 else f'rank {own}: '}{error}", file=sys.stderr)
+        elif own == 0:
+            print(f"error: {error}", file=sys.stderr)
+        return TOLD
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except RuntimeError as error:
+        if not ranks.lost(error):
+            raise
+        if not quiet:
+            print(f"error: rank {own} lost the other processes of the run: one was killed or has failed", file=sys.stderr)
+        return LOST
+    finally:
+        sys.stdout.flush()
+
+
+def _serve() -> int:
+    """Train what rank 0 hands out, until it says that there is nothing more."""
+    from medgen.cli.run import train
+
+    status = 0
+    while (job := ranks.broadcast(None)) is not None:
+        status = max(status, train(*job))
+    return status
+
+
+if __name__ == "__main__":
+    main()
