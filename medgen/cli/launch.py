@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,9 @@ from medgen.training import ranks
 from medgen.training.strategy import STRATEGIES
 
 TOLD, LOST, INTERRUPTED = 2, 75, 130  # exit statuses: said why; another process had gone; Ctrl-C
-GRACE = 5.0  # seconds between asking a process to end and ending it
+# Ctrl-C during the long imports ends the process without a traceback
+ENTER = "import signal; signal.signal(signal.SIGINT, signal.SIG_DFL); from medgen.cli.rank import main; main()"
+GRACE = 5.0  # seconds for the others once a process has failed
 
 
 def settle(settings: dict[str, Any]) -> int:
@@ -47,6 +49,8 @@ def check_processes(settings: Mapping[str, Any]) -> None:
         raise MedgenError(f"training.nodes={nodes} must be a positive number of hosts")
     if strategy == "fsdp" and str(settings["precision"]) == "16-mixed":
         raise MedgenError("training.strategy=fsdp does not go with training.precision=16-mixed; use bf16-mixed or 32")
+    if strategy == "fsdp" and settings.get("channels_last"):
+        raise MedgenError("training.strategy=fsdp shards contiguous weights; leave training.channels_last out")
     if ranks.launched():
         here = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
         if devices not in (1, "auto", here):
@@ -95,7 +99,7 @@ def supervise(config: Mapping[str, Any], folder: Path, resume: bool) -> int:
                 _hand(process, job)
             while all(p.poll() in (None, 0) for p in crew) and any(p.poll() is None for p in crew):
                 time.sleep(0.05)
-            _end(crew, patient=bool(signals))
+            _end(crew, patient=all(p.poll() in (None, INTERRUPTED) for p in crew))
     finally:
         for process in crew:
             _kill(process)
@@ -107,7 +111,7 @@ def _started(rank: int, count: int, port: int) -> subprocess.Popen:
     threads = {"OMP_NUM_THREADS": str(max(cores() // count, 1))}
     env = {**threads, **os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), **{k: str(v) for k, v in place.items()}}
     # a session of its own: a terminal's Ctrl-C must reach it once, through `_forwarding`, and all its loaders can be ended with it
-    return subprocess.Popen([sys.executable, "-m", "medgen.cli.rank"], stdin=subprocess.PIPE, env=env, start_new_session=True)
+    return subprocess.Popen([sys.executable, "-c", ENTER], stdin=subprocess.PIPE, env=env, start_new_session=True)
 
 
 def cores() -> int:
@@ -117,11 +121,9 @@ def cores() -> int:
 
 def _hand(process: subprocess.Popen, job: bytes) -> None:
     """The pipe stays open: where it closes, the process knows that its launcher has gone."""
-    try:
+    with suppress(BrokenPipeError):  # it has ended already, and its status tells why
         process.stdin.write(job)
         process.stdin.flush()
-    except BrokenPipeError:
-        pass  # it has ended already, and its status tells why
 
 
 @contextmanager
@@ -147,11 +149,13 @@ def _forwarding(crew: list[subprocess.Popen]) -> Iterator[list[int]]:
 
 
 def _end(crew: list[subprocess.Popen], patient: bool) -> None:
-    """After the first process has ended: the others follow by themselves, or they are asked, and then made to."""
-    failed = any(p.poll() not in (None, 0, INTERRUPTED) for p in crew)
-    end = time.monotonic() + (GRACE if failed or not patient else 12 * GRACE)
+    """After the first process has ended the others follow by themselves, at the latest when they notice that it has gone.
+
+    Args:
+        patient: nothing failed; rank 0 may still be writing the last checkpoint.
+    """
+    end = time.monotonic() + (12 * GRACE if patient else GRACE)
     while any(p.poll() is None for p in crew) and time.monotonic() < end:
-        failed = failed or any(p.poll() not in (None, 0, INTERRUPTED) for p in crew)
         time.sleep(0.05)
     for process in crew:
         if process.poll() is None:
@@ -161,10 +165,8 @@ def _end(crew: list[subprocess.Popen], patient: bool) -> None:
 
 def _kill(process: subprocess.Popen) -> None:
     """End a process and the loaders that it may have left behind."""
-    try:
+    with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        pass
     process.wait()
     process.stdin.close()
 

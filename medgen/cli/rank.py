@@ -1,13 +1,15 @@
-"""One process of several: `python -m medgen.cli.rank` is started by `medgen.cli.launch`, and torchrun's processes come here too."""
+"""One process of several, started by `medgen.cli.launch` or by torchrun."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import signal
 import sys
 import threading
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 
 from medgen.core.errors import MedgenError
@@ -38,7 +40,32 @@ def _follow() -> None:
 
 
 def member(work: Callable[[], int], quiet: bool = False) -> int:
-    """This process's part: rank 0 does `work`, which hands jobs out, the others take them. Returns the exit status.
+    """This process's part of a training: rank 0 does `work`, which hands jobs out, the others take them. Returns the exit status."""
+
+    def part() -> int:
+        if ranks.rank():
+            return _serve()
+        status = work()
+        ranks.broadcast(None)
+        return status
+
+    return guarded(part, quiet)
+
+
+def shared(command: Callable[[argparse.Namespace], None]) -> Callable[[argparse.Namespace], None]:
+    """A command of `medgen` that, where torchrun has started several, every process enters, and shares by `ranks.rank()`."""
+
+    @wraps(command)
+    def run(options: argparse.Namespace) -> None:
+        if not ranks.launched():
+            return command(options)
+        sys.exit(guarded(lambda: command(options) or 0))
+
+    return run
+
+
+def guarded(part: Callable[[], int], quiet: bool = False) -> int:
+    """Meet the other processes and do this one's part; what ends it is said once. Returns the exit status.
 
     Args:
         quiet: leave it to the launcher to say that a process was lost.
@@ -48,11 +75,7 @@ def member(work: Callable[[], int], quiet: bool = False) -> int:
     own = int(os.environ["RANK"])
     try:
         ranks.connect()
-        if own:
-            return _serve()
-        status = work()
-        ranks.broadcast(None)
-        return status
+        return part()
     except MedgenError as error:
         if not isinstance(error, ranks.Agreed):
             print(f"error: {'' if own == 0 else f'rank {own}: '}{error}", file=sys.stderr)
@@ -79,7 +102,3 @@ def _serve() -> int:
     while (job := ranks.broadcast(None)) is not None:
         status = max(status, train(*job))
     return status
-
-
-if __name__ == "__main__":
-    main()

@@ -185,10 +185,14 @@ class Validation:
 
 def in_order(parts: list[list[Seen]]) -> list[Seen]:
     """Batches of all ranks as one process would have seen them: rank r had every world-th case; repeated cases only filled up."""
-    joined, known = [], set()
+    joined: list[Seen] = []
+    known: set[int] = set()
     for batches in zip_longest(*parts):
-        fresh = [seen for seen in batches if seen is not None and not known.issuperset(seen.indices)]
-        known.update(index for seen in fresh for index in seen.indices)
+        fresh = []
+        for seen in batches:
+            if seen is not None and not known.issuperset(seen.indices):
+                fresh.append(seen)
+                known.update(seen.indices)
         if fresh:
             joined.append(interleaved(fresh))
     return joined

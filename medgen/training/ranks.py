@@ -197,4 +197,3 @@ def placed(tensor: Tensor, like: Tensor) -> Tensor:
 def local(tensor: Tensor) -> Tensor:
     """This rank's part of a tensor."""
     return tensor.to_local() if sharded(tensor) else tensor
-
