@@ -99,19 +99,21 @@ def supervise(config: Mapping[str, Any], folder: Path, resume: bool) -> int:
                 _hand(process, job)
             while all(p.poll() in (None, 0) for p in crew) and any(p.poll() is None for p in crew):
                 time.sleep(0.05)
-            _end(crew, patient=all(p.poll() in (None, INTERRUPTED) for p in crew))
+            failed = [r for r, p in enumerate(crew) if p.poll() not in (None, 0, INTERRUPTED)]
+            _end(crew, patient=not failed)
     finally:
         for process in crew:
             _kill(process)
-    return _verdict([p.returncode for p in crew], bool(signals), folder)
+    return _verdict([p.returncode for p in crew], failed, bool(signals), folder)
 
 
 def _started(rank: int, count: int, port: int) -> subprocess.Popen:
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "GROUP_RANK": 0, "MEDGEN_STORE": port}
     threads = {"OMP_NUM_THREADS": str(max(cores() // count, 1))}
-    env = {**threads, **os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), **{k: str(v) for k, v in place.items()}}
+    modules = os.pathsep.join(path or os.getcwd() for path in sys.path)
+    env = {**threads, **os.environ, "PYTHONPATH": modules, **{k: str(v) for k, v in place.items()}}
     # a session of its own: a terminal's Ctrl-C must reach it once, through `_forwarding`, and all its loaders can be ended with it
-    return subprocess.Popen([sys.executable, "-c", ENTER], stdin=subprocess.PIPE, env=env, start_new_session=True)
+    return subprocess.Popen([sys.executable, "-P", "-c", ENTER], stdin=subprocess.PIPE, env=env, start_new_session=True)
 
 
 def cores() -> int:
@@ -171,15 +173,15 @@ def _kill(process: subprocess.Popen) -> None:
     process.stdin.close()
 
 
-def _verdict(statuses: list[int], interrupted: bool, folder: Path) -> int:
-    """One exit status, and one sentence unless the process that failed has said it."""
+def _verdict(statuses: list[int], failed: list[int], interrupted: bool, folder: Path) -> int:
+    """One exit status, and one sentence unless the process that failed, first if there were several, has said it."""
     if not any(statuses):
         return 0
     if interrupted or set(statuses) == {INTERRUPTED}:
         return INTERRUPTED
     if TOLD in statuses:
         return TOLD
-    first = next((r for r, s in enumerate(statuses) if s not in (0, LOST, -signal.SIGTERM)), 0)
+    first = next((r for r in [*failed, *range(len(statuses))] if statuses[r] not in (0, LOST)), 0)
     status = statuses[first]
     how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
     saved = (folder / "checkpoints" / "last").exists()

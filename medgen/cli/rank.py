@@ -11,9 +11,12 @@ import threading
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
+from typing import Any
 
 from medgen.core.errors import MedgenError
 from medgen.training import ranks
+
+GONE = object()
 
 
 def main() -> None:
@@ -75,7 +78,9 @@ def guarded(part: Callable[[], int], quiet: bool = False) -> int:
     own = int(os.environ["RANK"])
     try:
         ranks.connect()
-        return part()
+        status = part()
+        ranks.wait()  # or one that leaves early takes the connections of the others with it
+        return status
     except MedgenError as error:
         if not isinstance(error, ranks.Agreed):
             print(f"error: {'' if own == 0 else f'rank {own}: '}{error}", file=sys.stderr)
@@ -92,13 +97,27 @@ def guarded(part: Callable[[], int], quiet: bool = False) -> int:
         return LOST
     finally:
         sys.stdout.flush()
+        ranks.disconnect()
 
 
 def _serve() -> int:
     """Train what rank 0 hands out, until it says that there is nothing more."""
+    from medgen.cli.launch import LOST
     from medgen.cli.run import train
 
     status = 0
-    while (job := ranks.broadcast(None)) is not None:
+    while (job := _next_job()) is not None:
+        if job is GONE:
+            sys.exit(LOST)
         status = max(status, train(*job))
     return status
+
+
+def _next_job() -> Any:
+    """What rank 0 hands out: a job, None at the end, or GONE where rank 0 went instead, which has said why."""
+    try:
+        return ranks.broadcast(None)
+    except RuntimeError as error:
+        if not ranks.lost(error):
+            raise
+        return GONE
