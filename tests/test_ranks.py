@@ -209,6 +209,7 @@ def test_sharded_parameters_learn_what_whole_ones_learn(server, tmp_path, choice
     assert_close(expected, state_of(tmp_path / "two"))
 
 
+@pytest.mark.slow
 def test_a_run_of_one_goes_on_sharded(server, tmp_path):
     expected = alone(tmp_path / "one", *SAMPLED, "data.batch_size=4", "training.steps=5", "training.save_every=5")
     alone(tmp_path / "two", *SAMPLED, "data.batch_size=4")
@@ -341,7 +342,7 @@ def test_a_killed_rank_ends_the_other_and_the_run_goes_on_bit_for_bit(server, tm
     os.kill(crew[1], signal.SIGKILL)
     since = time.monotonic()
     output, _ = process.communicate(timeout=60)
-    assert time.monotonic() - since < 10
+    assert time.monotonic() - since < 30  # launch.GRACE, and what a busy machine needs to leave Python
     assert process.returncode == 1
     assert "error: rank 1 of 2 was killed by SIGKILL and the other processes were ended; continue from the last checkpoint" in output
     assert output.rstrip().endswith(f"python train.py resume={tmp_path / 'killed'}")
