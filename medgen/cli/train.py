@@ -31,9 +31,12 @@ Trains a model and writes runs/<name>/<date>: configuration, metrics.csv, sample
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry of `train.py`; exits with status 2 and one sentence on bad input, 130 after Ctrl-C."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if {"-h", "--help"} & set(arguments):
-        print(help_text())
-        return
+    if "RANK" in os.environ:
+        from medgen.cli.rank import member
+        from medgen.training.ranks import launched
+
+        if launched():
+            sys.exit(member(lambda: _dispatch(arguments)))
     try:
         status = _dispatch(arguments)
     except MedgenError as error:
@@ -53,6 +56,9 @@ def help_text() -> str:
 
 
 def _dispatch(arguments: list[str]) -> int:
+    if {"-h", "--help"} & set(arguments):
+        print(help_text())
+        return 0
     from medgen.cli.finetune import check_start
     from medgen.cli.init_from import expanded
     from medgen.cli.latents import check_latents

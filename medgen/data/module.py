@@ -76,9 +76,9 @@ class DataModule(lightning.LightningDataModule):
         return self.in_order("test")
 
     def in_order(self, split: str) -> DataLoader:
-        """Every case of a split once, without augmentation."""
+        """Every case of a split once, without augmentation; ranks share them, each with as many batches."""
         cases = InOrder(self.source.split(split), self.seed, *self._place(), mixed=split == "validation")
-        return DataLoader(cases, batch_size=self.batch_size, **self._loading())
+        return DataLoader(cases.filled(self.batch_size), batch_size=self.batch_size, **self._loading())
 
     @property
     def varies(self) -> bool:

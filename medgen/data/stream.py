@@ -110,6 +110,13 @@ class InOrder(Dataset):
     def __init__(self, cases: Cases, seed: int, rank: int = 0, world: int = 1, mixed: bool = False):
         order = generator(seed, len(cases), _ORDER).permutation(len(cases)).tolist() if mixed else range(len(cases))
         self.cases, self.seed, self.indices = cases, seed, order[rank::world]
+        self.first, self.most = order[0] if len(cases) else None, len(order[::world])  # rank 0 has the most
+
+    def filled(self, batch_size: int) -> InOrder:
+        """The same with as many batches on every rank, because ranks wait for each other: one that runs out repeats a case."""
+        if self.most > -(-len(self.indices) // batch_size) * batch_size:
+            self.indices = [*self.indices, self.indices[-1] if self.indices else self.first]
+        return self
 
     def __len__(self) -> int:
         return len(self.indices)

@@ -104,7 +104,13 @@ class Pretrained:
             )
 
     def generate(
-        self, n: int = 1, seed: int = 0, given: Mapping[str, Any] | None = None, size: Sequence[int] | None = None, batch: int = 8
+        self,
+        n: int = 1,
+        seed: int = 0,
+        given: Mapping[str, Any] | None = None,
+        size: Sequence[int] | None = None,
+        batch: int = 8,
+        only: Sequence[int] | None = None,
     ) -> list[Volume]:
         """`n` new images; image i is the same whatever `n` and `batch`. They lie where a given label map lies, else around the origin.
 
@@ -112,6 +118,7 @@ class Pretrained:
             given: attribute -> value (one for all, or n of them); label map -> file, Volume or array (*S) on the model's grid.
             size: another grid than the one in the contract.
             batch: images made at once.
+            only: make these of the n images, such as range(1, n, 2); None makes all.
 
         Raises:
             MedgenError: a model that needs source images or is a codec, a condition that it does not take or that is missing, a value out
@@ -130,12 +137,14 @@ class Pretrained:
         labels = {name: self._label_volume(name, (given or {})[name]) for name in self.task.labels if name in (given or {})}
         inputs = self._given({**(given or {}), **labels}, n, size)
         place = next((v.affine for v in labels.values() if v.affine is not None and self.contract.spacing is not None), None)
-        made = []
-        for first in range(0, n, batch):
-            rows = slice(first, min(first + batch, n))
+        wanted = list(range(n) if only is None else only)
+        volumes = []
+        for first in range(0, len(wanted), batch):
+            rows = wanted[first : first + batch]
             condition = self.task.condition({k: v[rows] for k, v in inputs.items()}).to(self.device)
-            made.append(self.sample(condition, size, Rng(seed, 0, range(n)[rows], self.device)))
-        return [self._volume(x, place, seed, i) for i, x in enumerate(torch.cat(made).numpy())] if made else []
+            made = self.sample(condition, size, Rng(seed, 0, rows, self.device))
+            volumes += [self._volume(x, place, seed, i) for i, x in zip(rows, made.numpy(), strict=True)]
+        return volumes
 
     def translate(
         self, image: Image | Mapping[str, Image], seed: int = 0, given: Mapping[str, Any] | None = None, draws: int = 1
