@@ -1,6 +1,7 @@
 """Pretrained models in one line: `load`, then `generate`, `translate` or `reconstruct`; volumes come back with units and geometry."""
 
-from medgen.inference.pretrained import Pretrained, check_golden, check_seed, golden, load, usable_device
+from medgen.inference.loading import check_golden, golden, load
+from medgen.inference.pretrained import Pretrained, check_seed, usable_device
 from medgen.inference.reconstruction import Acquisition, Reconstructed
 from medgen.zoo import find
 
