@@ -104,7 +104,9 @@ class Moments(NamedTuple):
 
 
 class Codec(Protocol):
-    """Images to latent images of about zero mean and unit spread, and back."""
+    """Images to latent images of about zero mean and unit spread, and back; `factor` pixels a side become one latent position."""
+
+    factor: int
 
     def encode(self, x: Tensor, noise: Tensor | None = None) -> Tensor: ...
 
