@@ -244,8 +244,8 @@ def publish(runs: Path, out: Path) -> None:
             "hippocampus_latent",
             runs / "latent",
             "Hippocampus, T1-weighted, 3D, from a label map",
-            "Latent diffusion that draws a T1 volume of 31 x 47 x 33 mm for a map of background (0), anterior (1) and posterior (2) hippocampus: "
-            '`generate(1, given={"label": array})`.',
+            "Latent diffusion that draws a T1 volume of 31 x 47 x 33 mm for a map of background (0), anterior (1) and posterior (2) "
+            'hippocampus: `generate(1, given={"label": array})`.',
             "python train.py experiment=hippocampus_latent codec=<run of hippocampus_codec> data.source.manifest=hippocampus.csv",
             data,
             {"Dice of the label map": f"{', '.join(generated_.values())} (real volumes {', '.join(real.values())})"},
