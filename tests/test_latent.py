@@ -1,5 +1,7 @@
 """Autoencoders, VAEs and codecs: exact sizes, KL, streamed statistics."""
 
+import nibabel
+import numpy as np
 import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
@@ -11,6 +13,7 @@ from medgen.core.condition import Condition, Measurement
 from medgen.core.errors import MedgenError
 from medgen.core.model import Example, GenerativeModel, Moments
 from medgen.core.random import Rng
+from medgen.data.readers import read
 from medgen.inference import load
 from medgen.models.latent import KLCodec, Latent
 from medgen.models.perceptual import Perceptual
@@ -206,6 +209,36 @@ def test_a_latent_model_trains_on_a_codec_and_loads_alone(codec, tmp_path, task)
         assert not (model.with_sampler(guidance=3.0).generate(1, given=given)[0].array == volumes[0].array).all()
     before = [int(model.model.model.sampler.steps), model.with_sampler("euler", steps=5).model.sampler.steps]
     assert before == [2, 5] and model.model.model.sampler.steps == 2, "another sampler must leave this model as it is"
+
+
+def write_blobs(folder, size=(13, 9, 11)):
+    """A manifest of four volumes of noise around a bright ellipsoid, whose two halves are the label map."""
+    rows, axes = ["subject,split,t1,label"], np.indices(size)
+    for i, split in enumerate(("train", "train", "validation", "validation")):
+        inside = sum(((a - n / 2) / (n / 3)) ** 2 for a, n in zip(axes, size, strict=True)) < 1
+        label = inside * (1 + (axes[1] > 4 + i % 2))
+        image = 100 * inside + np.random.default_rng(i).uniform(5, 50, size)
+        for name, array in (("t1", image.astype(np.float32)), ("label", label.astype(np.uint8))):
+            nibabel.save(nibabel.Nifti1Image(array, np.eye(4)), folder / f"{name}{i}.nii.gz")
+        rows.append(f"s{i},{split},t1{i}.nii.gz,label{i}.nii.gz")
+    (folder / "blobs.csv").write_text("\n".join(rows))
+    return folder / "blobs.csv"
+
+
+def test_the_hippocampus_experiments_make_odd_volumes_for_a_mask(tmp_path):
+    sizes = (f"data.source.manifest={write_blobs(tmp_path)}", "data.source.size=[13,9,11]", "data.batch_size=2", "data.workers=0")
+    short = ("training.steps=2", "training.validate_every=2", "training.save_every=2", "training.precision=32", "sampler.steps=3")
+    for name, more in {
+        "codec": ("network.channels=[4,6,8]", "critic.channels=[4,8]", "model.start=1"),
+        "latent": (f"codec={tmp_path / 'codec'}", "network.channels=[8,8]", "training.optimizer.lr=0.05", "training.optimizer.warmup=0"),
+    }.items():
+        run = compose([f"experiment=hippocampus_{name}", *sizes, *short, *more, f"run={tmp_path / name}"])
+        assert new_run(resolved(run), tmp_path / name) == 0
+    model, mask = load(tmp_path / "latent"), read(tmp_path / "label0.nii.gz")
+    assert model.contract.labels == {"label": 3} and model.contract.data["licence"] == "CC BY-SA 4.0"
+    made = [model.generate(1, seed=0, given={"label": m})[0] for m in (mask, tmp_path / "label0.nii.gz", mask.with_array(mask.array * 0))]
+    assert made[0].shape == (13, 9, 11) and np.array_equal(made[0].affine, np.eye(4))
+    assert np.array_equal(made[0].array, made[1].array) and not np.array_equal(made[0].array, made[2].array)
 
 
 def test_a_codec_that_does_not_fit_is_refused(codec, tmp_path):
