@@ -2,6 +2,7 @@
 
 python benchmarks/publish.py runs/spine demo          # after benchmarks/spine.py translation and `medgen demo -o demo`
 python benchmarks/publish.py --second runs/second      # after benchmarks/second_half.py flow and benchmarks/reconstruction.py run
+python benchmarks/hippocampus.py publish runs/hippocampus    # that page's own model
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ class Entry:
     metrics: dict[str, str]
     table: str
     failures: str
+    licence: str = "Apache-2.0, with the attribution of the data above"
 
 
 def translator(name: str, run: Path, method: str, title: str, summary: str, spine: dict[str, Any]) -> Entry:
@@ -146,7 +148,7 @@ Load: `medgen.load("{entry.name}")`. Research only; not a medical device.
 
 - Data: {data["name"]}; licence {data["licence"]}; {data["attribution"]}. {data["subjects"]} subjects, split by subject.
 - Command: `{entry.command}`, seed 0, on two CPU cores.
-- Weights: exponential moving average, kept in float16; licence Apache-2.0, with the attribution of the data above.
+- Weights: exponential moving average, kept in float16; licence {entry.licence}.
 
 ## Measured
 

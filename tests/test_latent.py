@@ -1,5 +1,6 @@
 """Autoencoders, VAEs and codecs: exact sizes, KL, streamed statistics."""
 
+import nibabel
 import numpy as np
 import pytest
 import torch
@@ -10,16 +11,18 @@ from torch.distributions import Normal, kl_divergence
 from medgen.checkpoint import build
 from medgen.cli.configs import compose, resolved
 from medgen.cli.run import new_run
-from medgen.core.condition import Condition
+from medgen.core.condition import Condition, Measurement
 from medgen.core.errors import MedgenError
-from medgen.core.model import Example, Moments
+from medgen.core.model import Example, GenerativeModel, Moments
 from medgen.core.picture import gray, montage, upright
 from medgen.core.random import Rng
+from medgen.data.readers import read
 from medgen.inference import load
-from medgen.models.latent import KLCodec
+from medgen.models.latent import KLCodec, Latent
 from medgen.models.perceptual import Perceptual
 from medgen.models.vae import VAE
 from medgen.nn.autoencoder import AutoencoderKL
+from medgen.nn.grid import ceil_div, pad_to_multiple, space_to_depth
 
 DIMS = pytest.mark.parametrize("dims", [2, 3])
 
@@ -122,6 +125,49 @@ def test_perceptual_distance_is_zero_at_equality_and_grows_with_blur(dims):
     torch.testing.assert_close(Perceptual(levels=3)(x + 0.5, x), torch.tensor(0.5 / 4))  # a constant is seen by the coarsest level only
 
 
+@DIMS
+def test_the_cells_of_a_dense_condition_hold_every_voxel(dims):
+    dense = torch.randn(2, 3, *(7, 5, 8)[:dims])
+    measured = Measurement(torch.randn(2, 1, 4), None)
+    celled = Condition(vector=torch.randn(2, 1), dense=dense, measurement=measured).celled(4)
+    assert torch.equal(celled.dense, space_to_depth(pad_to_multiple(dense, 4), 4))
+    assert celled.dense.shape == (2, 3 * 4**dims, *ceil_div(dense.shape[2:], 4))
+    assert celled.measurement is measured and celled.vector.shape == (2, 1)
+    assert torch.equal(Condition(dense=dense).celled(1).dense, dense) and Condition().celled(4).dense is None
+
+
+class Seeing(GenerativeModel):
+    """An inner model that keeps the condition it was given."""
+
+    @property
+    def phases(self):
+        return ()
+
+    def begin(self, example, rng):
+        self.seen = example.condition.dense
+        return None
+
+    def sample(self, condition, shape, rng):
+        self.seen = condition.dense
+        return torch.zeros(shape)
+
+
+@DIMS
+def test_the_inner_model_sees_structures_of_one_voxel(dims):
+    """Interpolated to every fourth voxel, the first and the last voxel of a cell would be lost."""
+    latent = Latent(Seeing(), KLCodec(autoencoder(dims)))
+    x, rng, seen = torch.zeros(1, 1, *(9,) * dims), Rng(0, 0, (0,)), []
+    for voxel in range(9):
+        mask = torch.zeros_like(x)
+        mask[:, :, voxel] = 1
+        latent.begin(Example(x, Condition(dense=mask)), rng)
+        seen.append(latent.model.seen)
+        assert latent.sample(Condition(dense=mask), tuple(x.shape), rng).shape == x.shape
+        assert torch.equal(seen[-1], latent.model.seen), "training and sampling must show the same"
+        assert seen[-1][0].flatten(1).any(0).nonzero().numel() == 3 ** (dims - 1), "only the cells that hold the sheet"
+    assert len({tuple(s.flatten().tolist()) for s in seen}) == 9
+
+
 TINY = (
     "data.source.size=[18,14]",
     "data.source.subjects={train: 3, validation: 1, test: 1}",
@@ -161,8 +207,41 @@ def test_a_latent_model_trains_on_a_codec_and_loads_alone(codec, tmp_path, task)
     given = {"tissue": torch.zeros(18, 14).long().numpy()} if task == "synthesis_mask" else None
     volumes = model.generate(2, seed=0, given=given)
     assert volumes[0].array.shape[-3:-1] == (18, 14) or volumes[0].array.shape[-2:] == (18, 14)
+    if given:  # 10 classes on cells of 4 x 4 pixels, trained with drop: guidance counts
+        assert model.model.model.network.conditioning.sizes["dense"] == 160
+        assert not (model.with_sampler(guidance=3.0).generate(1, given=given)[0].array == volumes[0].array).all()
     before = [int(model.model.model.sampler.steps), model.with_sampler("euler", steps=5).model.sampler.steps]
     assert before == [2, 5] and model.model.model.sampler.steps == 2, "another sampler must leave this model as it is"
+
+
+def write_blobs(folder, size=(13, 9, 11)):
+    """A manifest of four volumes of noise around a bright ellipsoid, whose two halves are the label map."""
+    rows, axes = ["subject,split,t1,label"], np.indices(size)
+    for i, split in enumerate(("train", "train", "validation", "validation")):
+        inside = sum(((a - n / 2) / (n / 3)) ** 2 for a, n in zip(axes, size, strict=True)) < 1
+        label = inside * (1 + (axes[1] > 4 + i % 2))
+        image = 100 * inside + np.random.default_rng(i).uniform(5, 50, size)
+        for name, array in (("t1", image.astype(np.float32)), ("label", label.astype(np.uint8))):
+            nibabel.save(nibabel.Nifti1Image(array, np.eye(4)), folder / f"{name}{i}.nii.gz")
+        rows.append(f"s{i},{split},t1{i}.nii.gz,label{i}.nii.gz")
+    (folder / "blobs.csv").write_text("\n".join(rows))
+    return folder / "blobs.csv"
+
+
+def test_the_hippocampus_experiments_make_odd_volumes_for_a_mask(tmp_path):
+    sizes = (f"data.source.manifest={write_blobs(tmp_path)}", "data.source.size=[13,9,11]", "data.batch_size=2", "data.workers=0")
+    short = ("training.steps=2", "training.validate_every=2", "training.save_every=2", "training.precision=32", "sampler.steps=3")
+    for name, more in {
+        "codec": ("network.channels=[4,6,8]", "critic.channels=[4,8]", "model.start=1"),
+        "latent": (f"codec={tmp_path / 'codec'}", "network.channels=[8,8]", "training.optimizer.lr=0.05", "training.optimizer.warmup=0"),
+    }.items():
+        run = compose([f"experiment=hippocampus_{name}", *sizes, *short, *more, f"run={tmp_path / name}"])
+        assert new_run(resolved(run), tmp_path / name) == 0
+    model, mask = load(tmp_path / "latent"), read(tmp_path / "label0.nii.gz")
+    assert model.contract.labels == {"label": 3} and model.contract.data["licence"] == "CC BY-SA 4.0"
+    made = [model.generate(1, seed=0, given={"label": m})[0] for m in (mask, tmp_path / "label0.nii.gz", mask.with_array(mask.array * 0))]
+    assert made[0].shape == (13, 9, 11) and np.array_equal(made[0].affine, np.eye(4))
+    assert np.array_equal(made[0].array, made[1].array) and not np.array_equal(made[0].array, made[2].array)
 
 
 def test_a_codec_that_does_not_fit_is_refused(codec, tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from medgen.checkpoint import read_document
+from medgen.checkpoint import build, read_document
 from medgen.core.contract import Contract
 from medgen.core.errors import MedgenError
 from medgen.zoo import find
@@ -24,6 +24,11 @@ def codec_recipe(name: str | None) -> dict[str, Any]:
         kind = str(recipe.get("_target_")).rpartition(".")[2]
         raise MedgenError(f"codec={name} holds a {kind}, which has no autoencoder; train one with model=codec")
     return recipe[PART]
+
+
+def codec_cells(name: str | None, spatial_dims: int) -> int:
+    """How many pixels or voxels a latent position of a trained codec stands for: a dense condition has that many times its channels."""
+    return build(codec_recipe(name)).factor ** spatial_dims
 
 
 def take_codec(model: nn.Module, name: str | None, contract: Contract) -> None:

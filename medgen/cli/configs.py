@@ -84,6 +84,8 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("width", lambda classes: sum(max(1, c) for c in classes.values()), replace=True)
     OmegaConf.register_new_resolver("codec_recipe", _codec_recipe, replace=True)
     OmegaConf.register_new_resolver("codec_latent", lambda name: _codec_recipe(name)["latent"], replace=True)
+    OmegaConf.register_new_resolver("codec_cells", _codec_cells, replace=True)
+    OmegaConf.register_new_resolver("product", lambda first, second: first * second, replace=True)
     OmegaConf.register_new_resolver("join", lambda *lists: list(dict.fromkeys(n for names in lists for n in names)), replace=True)
 
 
@@ -91,6 +93,12 @@ def _codec_recipe(name: str | None) -> dict[str, Any]:
     from medgen.cli.codec import codec_recipe
 
     return codec_recipe(name)
+
+
+def _codec_cells(name: str | None, spatial_dims: int) -> int:
+    from medgen.cli.codec import codec_cells
+
+    return codec_cells(name, spatial_dims)
 
 
 def explain(error: Exception, overrides: Sequence[str]) -> str:

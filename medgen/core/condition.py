@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
+from torch.nn.functional import interpolate, pad
 
 ROLES = ("vector", "dense", "tokens")
 
@@ -92,6 +92,20 @@ class Condition:
         mode = "nearest" if labels else {1: "linear", 2: "bilinear", 3: "trilinear"}[len(size)]
         extra = {} if labels else {"align_corners": False}
         return replace(self, dense=interpolate(self.dense, size=size, mode=mode, **extra))
+
+    def celled(self, side: int) -> Condition:
+        """`dense` (B, K, *S) without loss on a grid of cells: (B, K side^d, *ceil(S / side)), the positions of a cell as channels.
+
+        Where a size is no multiple of `side` the last values repeat, as they do inside the networks, so that cell i of an axis covers
+        positions i side to (i + 1) side - 1. The measurement is never changed.
+        """
+        if self.dense is None or side == 1:
+            return self
+        missing = [width for size in reversed(self.dense.shape[2:]) for width in (0, -size % side)]
+        cells = pad(self.dense, missing, mode="replicate")
+        for axis in range(2, cells.ndim):
+            cells = cells.unflatten(axis, (-1, side)).movedim(axis + 1, 2).flatten(1, 2)
+        return replace(self, dense=cells)
 
     @staticmethod
     def cat(parts: list[Condition]) -> Condition:

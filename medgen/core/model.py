@@ -115,7 +115,9 @@ class Moments(NamedTuple):
 
 
 class Codec(Protocol):
-    """Images to latent images of about zero mean and unit spread, and back."""
+    """Images to latent images of about zero mean and unit spread, and back; `factor` pixels a side become one latent position."""
+
+    factor: int
 
     def moments(self, x: Tensor) -> Moments: ...
 

@@ -31,6 +31,11 @@ class KLCodec(nn.Module):
         self.register_buffer("std", torch.ones(channels))
         self.register_buffer("measured", torch.zeros((), dtype=torch.long))
 
+    @property
+    def factor(self) -> int:
+        """Side of the cell of pixels or voxels that a latent position stands for."""
+        return self.autoencoder.factor
+
     def train(self, mode: bool = True) -> KLCodec:
         return super().train(False)
 
@@ -91,8 +96,11 @@ class Inside:
 class Latent(GenerativeModel):
     """`model` on the latent images of `codec` (Rombach et al. 2022): phases, sampling and denoising are the inner model's.
 
+    A dense condition of K channels reaches the inner model without loss, as K factor^d channels of the latent grid: averaging or
+    interpolating a label map to cells of 4 voxels would lose the structures that are thinner than that.
+
     Args:
-        model: any family, its network built for the codec's channels.
+        model: any family, its network built for the codec's channels and for the dense condition's factor^d times as many.
         codec: images to standardised latent images and back.
     """
 
@@ -124,6 +132,11 @@ class Latent(GenerativeModel):
     def guidance(self, value: Any) -> None:
         self._inner_copy().guidance = value
 
+    @property
+    def drop(self) -> float:
+        """How often the inner model was trained without its condition, which guidance needs."""
+        return getattr(self.model, "drop", 0.0)
+
     def _inner_copy(self) -> GenerativeModel:
         """A copy of the inner model, so that another `Latent` of the same weights keeps its own sampler and guidance."""
         self._modules = dict(self._modules)
@@ -138,7 +151,7 @@ class Latent(GenerativeModel):
     def begin(self, example: Example, rng: Rng) -> Inside:
         moments = self._moments(example)
         z = self.codec.draw(moments, rng.normal(moments.mean.shape))
-        inner = Example(z, example.condition.resized(tuple(z.shape[2:])))
+        inner = Example(z, example.condition.celled(self.codec.factor))
         return Inside(inner, self.model.begin(inner, rng))
 
     def _moments(self, example: Example) -> Moments:
@@ -150,7 +163,7 @@ class Latent(GenerativeModel):
 
     def sample(self, condition: Condition, shape: tuple[int, ...], rng: Rng) -> Tensor:
         inner = self.codec.latent_shape(shape)
-        z = self.model.sample(condition.resized(tuple(inner[2:])), inner, rng)
+        z = self.model.sample(condition.celled(self.codec.factor), inner, rng)
         return self.codec.decode(z, shape[2:])
 
 
