@@ -148,7 +148,8 @@ def _images(source: Mapping[str, Any]) -> tuple[int, list[str]]:
         return min(cases * each * len(names) * math.prod(size) * 4, KEPT), []
     manifest = Path(str(source["manifest"]))
     if not manifest.is_file():
-        return 0, [f"the images that stay in memory: there is no {manifest}"]
+        missing = "set data.source.manifest" if str(manifest) == "???" else f"there is no {manifest}"
+        return 0, [f"the images that stay in memory: {missing}"]
     return _files(manifest, source)
 
 

@@ -70,7 +70,8 @@ def convolution(name: str, function: Function, shape: Sequence[int], device: str
     yield judged(f"{where}, bf16", wrong, torch.bfloat16, value, "training.precision=32, or another version of torch and cuDNN", ratio)
     faster = "channels-last" if short_rows_time < short_time else "contiguous"
     error = distance(rows, right)
-    value = f"error {error:.1e}; in bf16 {faster} is faster ({short_time * 1e3:.0f} ms contiguous, {short_rows_time * 1e3:.0f} ms channels-last)"
+    times = f"{short_time * 1e3:.0f} ms contiguous, {short_rows_time * 1e3:.0f} ms channels-last"
+    value = f"error {error:.1e}; in bf16 {faster} is faster ({times})"
     yield judged(f"{where}, channels-last", error, torch.float32, value, "training.channels_last=false")
 
 
@@ -110,20 +111,24 @@ def attention(device: str) -> Iterator[Finding]:
     exact = Attention(channels).to(device).double()
     exact.load_state_dict(module.state_dict())
     right, _ = timed(lambda given: plain_attention(exact, given), [x.double()], slope.double(), rounds=1)
+
+    def update(given: Tensor) -> Tensor:
+        return module(given) - given
+
     for kind in (torch.float32, torch.bfloat16):
         with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=kind == torch.bfloat16):
-            made, _ = timed(module, [x], slope, rounds=1)
+            made, _ = timed(update, [x], slope, rounds=1)
         error = distance(made, right)
         name = f"attention 16x16 x {channels}, {'bf16' if kind == torch.bfloat16 else 'fp32'}"
         yield judged(name, error, kind, f"error {error:.1e}", "report it with these versions; leave network.attention off meanwhile")
 
 
 def plain_attention(module: Attention, x: Tensor) -> Tensor:
-    """The residual layer as written, with its own weights."""
+    """What the residual layer adds, as written, with its own weights."""
     rows = module.qkv(module.norm(x).flatten(2).mT)
     query, key, value = (z.unflatten(-1, (module.heads, -1)).transpose(1, 2) for z in rows.chunk(3, -1))
     weights = (query @ key.mT / query.shape[-1] ** 0.5).softmax(-1)
-    return x + module.out((weights @ value).transpose(1, 2).flatten(2)).mT.unflatten(2, x.shape[2:])
+    return module.out((weights @ value).transpose(1, 2).flatten(2)).mT.unflatten(2, x.shape[2:])
 
 
 def timed(function: Function, tensors: Sequence[Tensor], slope: Tensor, rounds: int = 3) -> tuple[list[Tensor], float]:

@@ -25,7 +25,7 @@ from medgen.training.ledger import Ledger, running
 from medgen.training.optimizers import AdamW
 
 OWN_MAPPING = 32 << 20  # glibc's largest mapping threshold: tensors from here on are given back to the system when they die
-FRAGMENTS = 2.5  # heap over the live bytes of a step's short-lived smaller tensors; docs/results/memory.md says where it is from
+FRAGMENTS = 1.4  # heap over its live bytes, measured (docs/results/memory.md); twice its largest block may stay free at its end (glibc)
 STEPS = 2  # of a sampler in the rehearsal: every step needs the same memory
 KINDS = {"32": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
@@ -140,7 +140,7 @@ class _Rehearsal:
         self._validate()
         self.result.moments["saving"] = kept + self.result.weights  # one copy of everything that is exported
         self.result.activations = max(self.fit.kept) - kept - self.given
-        self.result.heap = self._heap(kept)
+        self.result.heap = self._heap()
         return self.result
 
     def _train(self) -> None:
@@ -225,14 +225,14 @@ class _Rehearsal:
                 return name
         return {"batch": "batch", "forward": "saved activations"}.get(self.ledger.born[key], "workspace")
 
-    def _heap(self, kept: int) -> int:
-        """Resident bytes: the heap's largest extent, which is not given back, and the mappings beside it."""
+    def _heap(self) -> int:
+        """Resident bytes: the heap's largest extent, which is rarely given back, and the mappings beside it."""
         heap = peak = 0
-        stays = sum(e.size for e in self.ledger.events if abs(e.size) < OWN_MAPPING)
         for small, big in running(self.ledger.events, OWN_MAPPING):
-            heap = max(heap, small if small < stays else stays + FRAGMENTS * (small - stays))
+            heap = max(heap, FRAGMENTS * small)
             peak = max(peak, heap + big)
-        return int(max(peak, self.result.moments["saving"]))
+        largest = max((e.size for e in self.ledger.events if e.size < OWN_MAPPING), default=0)
+        return int(max(peak, self.result.moments["saving"])) + 2 * largest
 
     def _batch(self) -> dict[str, Any]:
         self.ledger.stage = "batch"
