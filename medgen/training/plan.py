@@ -136,10 +136,10 @@ class _Rehearsal:
         self._train()
         self.optimizer = self.ledger.keys(t for o in self.fit.built for state in o.state.values() for t in state.values())
         self.result.optimizer = self.ledger.bytes_of(self.optimizer)
-        kept = self.ledger.live
+        stays = self.result.weights + self.result.optimizer + self.result.averages
         self._validate()
-        self.result.moments["saving"] = kept + self.result.weights  # one copy of everything that is exported
-        self.result.activations = max(self.fit.kept) - kept - self.given
+        self.result.moments["saving"] = stays + self.result.weights  # one copy of everything that is exported
+        self.result.activations = max(self.fit.kept) - stays - self.given
         self.result.heap = self._heap()
         return self.result
 
