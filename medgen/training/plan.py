@@ -174,13 +174,14 @@ class _Rehearsal:
     def _validate(self) -> None:
         start = len(self.ledger.events)
         batches = self.run.settings["validate_batches"]
+        batch = self._batch()
         self.ledger.stage = "validation"
         self.fit.eval()
         with self.ema.average.swapped() if self.ema else nullcontext(), torch.no_grad():
             try:
                 with self._precision():
                     self.fit.on_validation_epoch_start()
-                    self.fit.validation_step(self._batch(), 0)
+                    self.fit.validation_step(batch, 0)
                 seen = self.fit.validation
                 for images in (seen.made, seen.real, seen.given):
                     images *= batches
