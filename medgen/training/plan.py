@@ -25,7 +25,7 @@ from medgen.training.ledger import Ledger, running
 from medgen.training.optimizers import AdamW
 
 OWN_MAPPING = 32 << 20  # glibc's largest mapping threshold: tensors from here on are given back to the system when they die
-FRAGMENTS = 1.4  # heap over its live bytes, measured (docs/results/memory.md); twice its largest block may stay free at its end (glibc)
+FRAGMENTS = 1.4  # heap over its live bytes, chosen on measured runs (docs/results/memory.md); to it comes twice its largest block
 STEPS = 2  # of a sampler in the rehearsal: every step needs the same memory
 KINDS = {"32": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
