@@ -50,6 +50,7 @@ def parser() -> argparse.ArgumentParser:
     _import(commands.add_parser("import", help="bring a model of diffusers or MONAI into a checkpoint"))
     _zoo(commands.add_parser("zoo", help="list, show or add pretrained models"))
     _demo(commands.add_parser("demo", help="train a small diffusion model on drawn brains and report"))
+    _doctor(commands.add_parser("doctor", help="check this machine, and predict the memory of an experiment"))
     return top
 
 
@@ -149,6 +150,13 @@ def _demo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--short", action="store_true", help="a few steps: checks that everything runs, learns nothing")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier demo in that folder")
     parser.set_defaults(run=_lazy("demo"))
+
+
+def _doctor(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="an experiment to plan too, as `train` takes it")
+    parser.add_argument("--plan", nargs="*", metavar="KEY=VALUE", help="plan its memory, and check nothing else")
+    parser.add_argument("--json", action="store_true", help="as JSON")
+    parser.set_defaults(run=_lazy("doctor"))
 
 
 def _basic(parser: argparse.ArgumentParser) -> None:

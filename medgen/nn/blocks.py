@@ -98,10 +98,10 @@ class NormConv(nn.Module):
 
 def recomputed(value: Tensor, again: Callable[[], Tensor]) -> saved_tensors_hooks:
     """Inside this context autograd does not keep `value` but calls `again` for it in the backward pass."""
-    address, shape = value.data_ptr(), value.shape
+    place = _place(value)
 
     def pack(saved: Tensor) -> Tensor | None:
-        return None if saved.data_ptr() == address and saved.shape == shape else saved
+        return None if _place(saved) == place else saved
 
     def unpack(packed: Tensor | None) -> Tensor:
         if packed is not None:
@@ -110,6 +110,11 @@ def recomputed(value: Tensor, again: Callable[[], Tensor]) -> saved_tensors_hook
             return again()
 
     return saved_tensors_hooks(pack, unpack)
+
+
+def _place(value: Tensor) -> tuple[int, int, torch.Size]:
+    """What makes two tensors the same values, also where there is no memory behind them (a memory plan)."""
+    return value.untyped_storage()._cdata, value.storage_offset(), value.shape
 
 
 class ResBlock(nn.Module):
