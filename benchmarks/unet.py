@@ -6,16 +6,16 @@ Each peer runs in its own fastest mode (flash attention; in bf16 both layouts). 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-from _measure import Row, interleaved, saved_bytes
+from _measure import Row
+from _training import best_times, megabytes, told
 from torch import Tensor, nn
 
 from medgen.nn.unet import UNet
-
-LAYOUTS = {2: torch.channels_last, 3: torch.channels_last_3d}
 
 
 @dataclass(frozen=True)
@@ -70,60 +70,27 @@ def diffusers_unet(case: Case) -> nn.Module:
     )
 
 
-def step(network: nn.Module, x: Tensor, bf16: bool) -> Callable[[], None]:
-    """Forward, squared error, backward; the optimizer is measured elsewhere."""
-    t = torch.zeros(len(x))
-
-    def run() -> None:
-        forward(network, x, t, bf16).backward()
-        network.zero_grad()
-
-    return run
-
-
-def forward(network: nn.Module, x: Tensor, t: Tensor, bf16: bool) -> Tensor:
-    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        return network(x, t).float().square().mean()
-
-
-def arm(network: nn.Module, case: Case, bf16: bool, last: bool) -> Callable[[], None]:
-    for parameter in network.parameters():
-        if not parameter.any():
-            nn.init.normal_(parameter, std=0.01)
-    layout = LAYOUTS[len(case.size)] if last else torch.contiguous_format
-    x = torch.randn(case.batch, 1, *case.size).contiguous(memory_format=layout)
-    return step(network.to(memory_format=layout), x, bf16)
+def loss(network: nn.Module, x: Tensor) -> Tensor:
+    """Squared error."""
+    return network(x, torch.zeros(len(x))).float().square().mean()
 
 
 PEERS = {"MONAI": monai_unet, "diffusers": diffusers_unet}
 OURS = {"medgen": medgen_unet, "medgen checkpointing": lambda case: medgen_unet(case, checkpointing=True)}
 
 
-def times(case: Case, bf16: bool, rounds: int) -> dict[str, float]:
-    """Median CPU seconds of a step by network, in the faster of its two layouts, which is named behind it."""
-    builders = OURS | {name: build for name, build in PEERS.items() if name == "MONAI" or len(case.size) == 2}
-    arms = {(name, last): arm(build(case), case, bf16, last) for name, build in builders.items() for last in (False, True)}
-    return interleaved(arms, rounds)
-
-
-def memory(case: Case, build: Callable[[Case], nn.Module], bf16: bool) -> float:
-    """Saved activations in MB."""
-    network, x = build(case), torch.randn(case.batch, 1, *case.size)
-    return saved_bytes(lambda: forward(network, x, torch.zeros(len(x)), bf16), network) / 1e6
-
-
 def case_rows(case: Case, bf16: bool, rounds: int) -> list[Row]:
-    measured = times(case, bf16, rounds)
-    best = {name: min(((t, last) for (n, last), t in measured.items() if n == name)) for name in {n for n, _ in measured}}
-    told = ", ".join(f"{n} {t * 1e3:.0f}{' (channels-last)' if last else ''}" for n, (t, last) in sorted(best.items(), key=lambda i: i[1]))
+    builders = OURS | {name: build for name, build in PEERS.items() if name == "MONAI" or len(case.size) == 2}
+    shape = (case.batch, 1, *case.size)
+    best = best_times({name: partial(build, case) for name, build in builders.items()}, shape, loss, bf16, rounds)
     peer = min(t for name, (t, _) in best.items() if name in PEERS)
     speed = peer / best["medgen"][0]
     asked = case.speed if bf16 else 1 / 1.05
     name = f"U-Net step {case.name}, {'bf16' if bf16 else 'fp32'}"
-    ours, check, monai = (memory(case, build, bf16) for build in (*OURS.values(), monai_unet))
+    ours, check, monai = (megabytes(partial(build, case), shape, loss, bf16) for build in (*OURS.values(), monai_unet))
     cost = best["medgen checkpointing"][0] / best["medgen"][0]
     return [
-        Row(name, f"{speed:.2f} x the best peer's speed; ms: {told}", f"at least {asked:.2f}", speed >= asked),
+        Row(name, f"{speed:.2f} x the best peer's speed; {told(best)}", f"at least {asked:.2f}", speed >= asked),
         Row(
             f"{name}, saved activations",
             f"{ours / monai:.2f} of MONAI's ({ours:.0f} against {monai:.0f} MB)",

@@ -6,11 +6,12 @@ __version__ = "0.1.0"
 _LAZY = {
     "load": "medgen.inference",
     "Pretrained": "medgen.inference",
+    "Acquisition": "medgen.inference",
     "Volume": "medgen.core.volume",
     "save": "medgen.checkpoint",
     "build": "medgen.checkpoint",
 }
-__all__ = ["Pretrained", "Volume", "build", "load", "save"]
+__all__ = ["Acquisition", "Pretrained", "Volume", "build", "load", "save"]
 
 
 def __getattr__(name: str):

@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 import medgen
 from medgen.checkpoint import build, save
 from medgen.cli.configs import compose, groups
+from medgen.cli.init_from import expanded
 from medgen.cli.run import contract_of
 from medgen.core.levels import Karras
 from medgen.core.random import Rng
@@ -80,6 +81,13 @@ def test_the_training_loop_of_readme_runs_its_steps(said_in_python):
     assert said_in_python["fit"].step == 8
 
 
+def test_the_network_of_another_library_in_readme_is_walked(said_in_python):
+    made = said_in_python["odd"]
+    assert made.shape == (1, 1, 31, 29) and torch.isfinite(made).all() and float(made.std()) > 0.1
+    weights = said_in_python["original"].state_dict()
+    assert all(torch.equal(v, weights[k]) for k, v in said_in_python["adapter"].network.state_dict().items())
+
+
 def test_the_volumes_of_readme_are_on_disk_with_their_geometry(said_in_python, workplace):
     given, made = medgen.data.readers.read(workplace / "t1.nii.gz"), said_in_python["t2"]
     assert (workplace / "out" / "t2.nii.gz").is_file() and (workplace / "out" / "sample.nii.gz").is_file()
@@ -122,7 +130,7 @@ def training_commands() -> list[list[str]]:
 def test_every_training_command_of_readme_composes(words):
     overrides = [w for w in words if not w.startswith(("-", "resume=")) and w != "job"]
     first_of_sweep = [re.sub(r"^(\w+=[^,\[{]*),.*", r"\1", w) if "--multirun" in words else w for w in overrides]
-    compose(first_of_sweep)
+    compose(expanded(first_of_sweep))
 
 
 def test_the_command_line_is_covered():
@@ -196,8 +204,8 @@ def test_notebook_is_stored_without_outputs(path):
     assert cells and not [c for c in cells if c.outputs or c.execution_count]
 
 
-def test_the_two_notebooks_are_there():
-    assert {p.stem for p in NOTEBOOKS} == {"first_steps", "translate_your_nifti"}
+def test_the_notebooks_are_there():
+    assert {p.stem for p in NOTEBOOKS} >= {"first_steps", "translate_your_nifti", "finetune_with_lora"}
 
 
 def test_the_picture_is_small():

@@ -4,6 +4,8 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+import yaml
+from PIL import Image
 from torch.distributions import Normal, kl_divergence
 
 from medgen.checkpoint import build
@@ -12,6 +14,7 @@ from medgen.cli.run import new_run
 from medgen.core.condition import Condition, Measurement
 from medgen.core.errors import MedgenError
 from medgen.core.model import Example, GenerativeModel, Moments
+from medgen.core.picture import gray, montage, upright
 from medgen.core.random import Rng
 from medgen.data.readers import read
 from medgen.inference import load
@@ -247,3 +250,23 @@ def test_a_codec_that_does_not_fit_is_refused(codec, tmp_path):
         resolved(compose(["model=latent_diffusion"]))
     with pytest.raises(MedgenError, match="was trained with target"):
         trained(tmp_path / "a", f"codec={codec}", *small, "task.target=[t2]")
+
+
+def test_a_codec_is_no_generator(codec):
+    """Generating from it is refused with what would work; its validation shows and scores reconstructions."""
+    model = load(codec)
+    with pytest.raises(MedgenError, match=r"kl=1e-06, .* model=latent_diffusion codec=.* kl of at least 0\.001"):
+        model.generate(1)
+    x = next(iter(build(yaml.safe_load((codec / "config.yaml").read_text())["data"], trusted=True).in_order("validation")))["t1"]
+    with torch.no_grad():
+        expected = model.model.autoencoder.decode(model.model.autoencoder.encode(x).mean, (18, 14))
+    assert torch.equal(model.model.preview(Example(x, Condition()), Rng(0, 0, (0,) * len(x))), expected)
+    rows = [[upright(gray(image[0].numpy(), -1.0, 1.0)) for image in images] for images in (expected, x)]
+    with Image.open(codec / "samples" / "step_000003.png") as picture:
+        assert np.abs(np.asarray(picture, int) - montage(rows)).max() <= 1
+
+
+def test_a_vae_with_a_prior_generates():
+    model, example = VAE(autoencoder(2), kl=0.05), Example(torch.randn(2, 1, 8, 8), Condition())
+    assert not model.caveat
+    assert torch.equal(model.preview(example, Rng(0, 0, (0, 1))), model.sample(Condition(), (2, 1, 8, 8), Rng(0, 0, (0, 1))))

@@ -17,7 +17,7 @@ from medgen.models.diffusion import Diffusion, Draws
 from medgen.models.preconditioning import EDM, Epsilon
 from medgen.training.fit import only_trainable
 
-TASKS = ("synthesis", "synthesis_class", "synthesis_mask", "translation")
+TASKS = ("synthesis", "synthesis_class", "synthesis_mask", "translation", "reconstruction", "inpainting")
 SIZES = {2: "[16,16]", 3: "[16,16,16]"}
 SMALL = (
     "network.channels=[8,16]",
@@ -37,12 +37,25 @@ def combinations():
             if model == "regression" and task in ("synthesis", "synthesis_class"):
                 continue  # regression learns from a dense condition
             for dims in (2,) if model.startswith("diffusion_") else (2, 3):
-                yield pytest.param(model, task, dims, id=f"{model}-{task}-{dims}d")
+                yield pytest.param(model, task, dims, None, id=f"{model}-{task}-{dims}d")
 
 
-def assembled(model: str, task: str, dims: int):
+def adapters():
+    """Every network of another library, by the end of its file's name, in a family that asks it for all it can do."""
+    for name in groups()["network"]:
+        dims = (2,) if name.startswith("diffusers_") else (2, 3)
+        if name.endswith("_unet"):
+            yield from (pytest.param("diffusion", "synthesis_mask", d, name, id=f"{name}-mask-{d}d") for d in dims)
+            yield pytest.param("diffusion_v", "synthesis_class", 2, name, id=f"{name}-class")
+            yield pytest.param("regression", "translation", 2, name, id=f"{name}-regression")
+        elif name.endswith("_autoencoder"):
+            yield from (pytest.param("vae", "synthesis", d, name, id=f"{name}-{d}d") for d in dims)
+
+
+def assembled(model: str, task: str, dims: int, network: str | None = None):
     """Model, task and a batch of two, as the command line would make them."""
     overrides = [f"model={model}", f"task={task}", f"data.source.size={SIZES[dims]}", *SMALL]
+    overrides += [f"network={network}"] if network else []
     overrides += ["sampler.steps=2"] if "diffusion" in model else []
     overrides += ["network.latent=4"] if model == "gan" else []
     overrides += ["model.start=0"] if model == "codec" else []
@@ -66,9 +79,9 @@ def perturbed(model: torch.nn.Module) -> torch.nn.Module:
     return model
 
 
-@pytest.mark.parametrize(("model", "task", "dims"), list(combinations()))
-def test_contract(model, task, dims):
-    network, built_task, batch, config = assembled(model, task, dims)
+@pytest.mark.parametrize(("model", "task", "dims", "chosen"), [*combinations(), *adapters()])
+def test_contract(model, task, dims, chosen):
+    network, built_task, batch, config = assembled(model, task, dims, chosen)
     perturbed(network)
     example = built_task.example(batch, Rng(0, 0, (5, 6)))
     reached: dict[str, set] = {}

@@ -6,10 +6,12 @@ import torch
 from medgen.core.errors import MedgenError
 from medgen.core.fourier import fft, ifft
 from medgen.core.operator import inner
+from medgen.core.random import Rng
 from medgen.operators.downsample import Downsample
 from medgen.operators.identity import Identity
 from medgen.operators.inpaint import Inpaint
-from medgen.operators.mri import MaskedFourier, equispaced, random_lines
+from medgen.operators.mri import MaskedFourier, coil_maps, equispaced, random_lines
+from medgen.operators.sampling import Complete, Holes, Lines
 
 B = 3
 
@@ -90,3 +92,65 @@ def test_downsampling_is_a_mean_and_refuses_what_it_cannot_divide():
     torch.testing.assert_close(Downsample((2, 2))(x, {})[0, 0], torch.tensor([[2.5, 4.5], [10.5, 12.5]]))
     with pytest.raises(MedgenError, match="does not divide"):
         Downsample((3, 2))(x, {})
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("name", NAMES[:-1])
+def test_a_measurement_has_the_noise_it_was_asked_for_and_only_where_it_measures(name, dims):
+    operator, state, x = case(name, dims)
+    rows = 400
+    x, state = x[:1].expand(rows, *x.shape[1:]), {k: v[:1].expand(rows, *v.shape[1:]) for k, v in state.items()}
+    noise = torch.full((rows,), 0.3, dtype=torch.double)
+    measured = operator.measure(x, state, noise, Rng(0, 0, range(rows)))
+    assert float(operator.residual(x, measured).square().mean().sqrt()) == pytest.approx(0.3, rel=0.02)
+    unseen = operator.measured(torch.ones_like(measured.y), state) == 0
+    assert bool((measured.y[unseen] == 0).all())
+    again = operator.measure(x[7:8], {k: v[7:8] for k, v in state.items()}, noise[7:8], Rng(0, 0, [7]))
+    torch.testing.assert_close(again.y, measured.y[7:8])
+
+
+def test_what_a_network_is_shown_keeps_intensities():
+    flat = torch.full((2, 1, 8, 8), 0.7)
+    torch.testing.assert_close(Downsample((2, 4)).view(Downsample((2, 4))(flat, {}), {}), flat)
+    state = Lines("equispaced").draw((2, 1, 8, 8), Rng(0, 0, [0, 1]))
+    torch.testing.assert_close(MaskedFourier().view(MaskedFourier()(flat, state), state), flat)
+    state = Holes().draw((2, 1, 8, 8), Rng(0, 0, [0, 1]))
+    view = Inpaint().view(Inpaint()(flat, state), state)
+    assert torch.equal(view[:, 1:], state["mask"]) and torch.equal(view[:, :1], 0.7 * state["mask"])
+
+
+def test_lines_are_drawn_per_sample():
+    shape = (64, 1, 10, 32)
+    random = Lines("random", 4).draw(shape, Rng(3, 0, range(64)))["mask"]
+    assert random.shape == (64, 1, 1, 32) and set(random.sum(-1).flatten().tolist()) == {8.0}
+    assert torch.equal(random[5:6], Lines("random", 4).draw((1, *shape[1:]), Rng(3, 0, [5]))["mask"])
+    even = Lines("equispaced", 4, centre=1 / 32).draw(shape, Rng(3, 0, range(64)))["mask"][:, 0, 0]
+    offsets = {tuple(torch.nonzero(row[:12]).flatten().tolist()) for row in even}
+    assert offsets == {(o, o + 4, o + 8) for o in range(4)}
+    mixed = Lines("both", 4, centre=1 / 32).draw(shape, Rng(3, 0, range(64)))["mask"][:, 0, 0]
+    share = sum(bool((torch.nonzero(row[:12]).diff(dim=0) == 4).all()) for row in mixed) / 64
+    assert 0.3 < share < 0.75
+    assert Complete().draw(shape, Rng(0, 0, range(64))) == {}
+    for wrong in ({"pattern": "spiral"}, {"acceleration": 0}, {"centre": 0.0}):
+        with pytest.raises(MedgenError, match="Lines"):
+            Lines(**wrong)
+
+
+@pytest.mark.parametrize("size", [(9, 12), (5, 9, 12)])
+def test_simulated_coils_see_every_voxel_once_together(size):
+    maps = coil_maps(6, size)
+    torch.testing.assert_close(maps.abs().square().sum(0), torch.ones(size))
+    assert float(maps.abs().std(0).max()) > 0.1, "the coils must differ"
+    state = Lines(coils=6).draw((2, 1, *size), Rng(0, 0, [0, 1]))
+    x = torch.randn(2, 1, *size)
+    torch.testing.assert_close(
+        MaskedFourier().adjoint(MaskedFourier()(x, {**state, "mask": torch.ones(2, 1, *size)}), state | {"mask": torch.ones(2, 1, *size)}),
+        x,
+    )
+
+
+def test_holes_have_the_sides_they_were_asked_for():
+    mask = Holes(0.25, 0.5).draw((50, 1, 16, 8), Rng(0, 0, range(50)))["mask"]
+    for row in 1 - mask[:, 0]:
+        sides = row.any(1).sum(), row.any(0).sum()
+        assert 4 <= sides[0] <= 8 and 2 <= sides[1] <= 4 and int(row.sum()) == int(sides[0] * sides[1])

@@ -8,9 +8,11 @@ from medgen.core.condition import Condition, Measurement
 from medgen.core.errors import MedgenError
 from medgen.core.levels import Karras
 from medgen.core.random import Rng
+from medgen.operators.identity import Identity
 from medgen.operators.mri import MaskedFourier
 from medgen.samplers.ancestral import Ancestral
 from medgen.samplers.heun import Heun
+from medgen.solvers.consistency import consistent
 from medgen.solvers.dps import DPS
 from medgen.solvers.moments import MomentMatching, conjugate_gradients
 from medgen.solvers.posterior import Posterior
@@ -95,3 +97,23 @@ def test_a_model_that_cannot_denoise_is_refused():
         Posterior(MomentMatching(), Heun(Karras()))(nn.Identity(), condition, (1, 1, N), Rng(0))
     with pytest.raises(MedgenError, match="needs a measurement"):
         Posterior(MomentMatching(), Heun(Karras()))(Gaussian(), Condition(), (1, 1, N), Rng(0))
+
+
+def test_consistency_is_the_weighted_mean_of_answer_and_measurement():
+    x, y = torch.full((2, 1, 4), 1.0), torch.full((2, 1, 4), 3.0)
+    measured = Measurement(y, Identity(), {}, torch.tensor([0.5, 0.5]))
+    torch.testing.assert_close(consistent(x, measured, torch.tensor([0.5, 1.5])), torch.tensor([2.0, 2.8]).reshape(2, 1, 1).expand(2, 1, 4))
+    own = consistent(x, measured)  # the residual of 2 is noise of 0.5 and an error of sqrt(4 - 0.25)
+    torch.testing.assert_close(own, torch.full_like(own, (1 + 15 * 3) / 16))
+
+
+def test_consistency_moves_only_what_was_measured():
+    operator, g = MaskedFourier(real=False), torch.Generator().manual_seed(0)
+    x = torch.randn(2, 1, 8, dtype=torch.cfloat, generator=g)
+    mask = (torch.arange(8) < 4).float().expand(2, 1, 8)
+    measured = Measurement(mask * torch.randn(2, 1, 8, dtype=torch.cfloat, generator=g), operator, {"mask": mask}, torch.full((2,), 0.1))
+    moved = consistent(x, measured, torch.full((2,), 0.2))
+    full = {"mask": torch.ones(2, 1, 8)}
+    before, after = operator(x, full), operator(moved, full)
+    torch.testing.assert_close(after[..., 4:], before[..., 4:])
+    torch.testing.assert_close(after[..., :4], 0.2 * before[..., :4] + 0.8 * measured.y[..., :4])

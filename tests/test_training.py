@@ -353,7 +353,6 @@ def test_an_existing_run_is_not_overwritten(tmp_path):
     ("overrides", "message"),
     [
         (("training.accumulate=4",), "multiple of training.accumulate"),
-        (("training.devices=2",), "one process"),
         (("training.accumulate=0",), "at least 1"),
         (("data.batch_size=1",), "raise training.validate_batches"),
         (("training.precision=bf16",), "did you mean 'bf16-mixed'"),

@@ -11,6 +11,8 @@ from typing import Any
 from medgen.core.errors import MedgenError, nearest
 
 _PACKAGE = Path(__file__).resolve().parents[1]
+_NOT_TRAINED = ("solver",)  # groups that `medgen reconstruct` reads, not `train.py`
+CHECKPOINT = "init_from"  # the key that names a checkpoint, and in some groups the choice of what it holds
 
 
 def config_dir() -> Path:
@@ -22,7 +24,7 @@ def config_dir() -> Path:
 def groups() -> dict[str, dict[str, str]]:
     """group -> choice -> its one-line description."""
     found: dict[str, dict[str, str]] = {}
-    for path in sorted(config_dir().glob("*/*.yaml")):
+    for path in sorted(p for p in config_dir().glob("*/*.yaml") if p.parent.name not in _NOT_TRAINED):
         found.setdefault(path.parent.name, {})[path.stem] = describe(path)
     return found
 
@@ -33,8 +35,13 @@ def describe(path: Path) -> str:
     return next((c for c in comments if not c.startswith("@package")), "")
 
 
-def compose(overrides: Sequence[str]) -> Any:
-    """The resolved configuration for a list of Hydra overrides.
+def key_of(override: str) -> str:
+    """What an override changes."""
+    return override.lstrip("+~").split("=")[0]
+
+
+def compose(overrides: Sequence[str], hydra: bool = False) -> Any:
+    """The configuration for a list of Hydra overrides; with `hydra` also Hydra's own, which knows what was chosen.
 
     Raises:
         MedgenError: an unknown group, choice or key, with the nearest valid name.
@@ -48,7 +55,7 @@ def compose(overrides: Sequence[str]) -> Any:
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(config_dir()), version_base="1.3"):
-            return hydra_compose("train", overrides=list(overrides))
+            return hydra_compose("train", overrides=list(overrides), return_hydra_config=hydra)
     except HydraException as error:
         raise MedgenError(explain(error, overrides)) from error
 
@@ -101,19 +108,19 @@ def explain(error: Exception, overrides: Sequence[str]) -> str:
     if choice:
         group, name = choice.groups()
         return f"no {group} '{name}'; {nearest(name, groups().get(group, {}))}"
-    for override in overrides:
-        key = override.lstrip("+~").split("=")[0]
+    base = [o for o in overrides if key_of(o) in groups()]
+    for key in map(key_of, overrides):
         if f"Could not override '{key}'" in text or f"Key '{key.split('.')[-1]}'" in text:
-            known = valid_keys(key)
+            known = valid_keys(key, base)
             if key in known:  # a mapping of the user's own names, such as channels: Hydra wants new entries marked
                 return f"'{key}' does not have all these entries yet; add one at a time with a plus: +{key}.NAME=VALUE"
-            return f"no key '{key}'; {_elsewhere(key, known) or nearest(key, known)}"
+            return f"no key '{key}'; {_elsewhere(key, known, base) or nearest(key, known)}"
     return str(error).splitlines()[0]
 
 
-def _elsewhere(key: str, siblings: Sequence[str]) -> str:
+def _elsewhere(key: str, siblings: Sequence[str], base: Sequence[str]) -> str:
     """Where in the whole configuration a key that no sibling resembles might have been meant; empty if nowhere."""
-    everything = [n for n in leaves(compose([])) if not n.startswith("sizes.")]
+    everything = [n for n in leaves(compose(base)) if not n.startswith("sizes.")]
 
     def close(names: Sequence[str]) -> list[str]:
         return difflib.get_close_matches(_last(key), sorted(set(map(_last, names))), 1, 0.8)
@@ -126,9 +133,9 @@ def _last(key: str) -> str:
     return key.rpartition(".")[2]
 
 
-def valid_keys(key: str) -> list[str]:
-    """The names that may stand where `key` stands: its siblings, or the top-level keys and groups."""
-    config = compose([])
+def valid_keys(key: str, base: Sequence[str] = ()) -> list[str]:
+    """The names that may stand where `key` stands in the configuration of the choices `base`: siblings, or top-level keys and groups."""
+    config = compose(base)
     node, _, _ = key.rpartition(".")
     from omegaconf import DictConfig, OmegaConf
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from medgen.cli.loading import given, pretrained
+from medgen.cli.rank import shared
 from medgen.core.errors import MedgenError
 from medgen.core.volume import Volume, folder_for
 from medgen.data.checks import attribute, check_pair, one_plane
@@ -23,37 +25,51 @@ from medgen.evaluation.report import free_paths, summary, write_report
 from medgen.evaluation.samples import write_samples_report
 from medgen.evaluation.volumes import Evaluation, PairedCase, evaluate_translation
 from medgen.inference import Pretrained
+from medgen.training import ranks
 
+SHOWN = 4  # volumes in the picture
 AIR = -500.0  # HU: between lung and fat
 
 
+@shared
 def run(options: argparse.Namespace) -> None:
-    """Translation: PSNR, SSIM, NMSE and MAE per volume. Synthesis: feature distance and nearest neighbours. JSON and PNG."""
+    """Translation and reconstruction: PSNR, SSIM, NMSE and MAE per volume. Synthesis: feature distance and nearest neighbours.
+
+    Ranks share the volumes, or the samples; rank 0 has all results and writes them.
+    """
     name = "evaluation"
-    free_paths(folder_for(Path(options.output)), name, options.overwrite)
-    model = pretrained(options)
-    manifest = Manifest.read(options.data)
-    if model.task.source:
-        evaluation = translation(model, manifest, options)
+    with ranks.agreed():
+        free_paths(folder_for(Path(options.output)), name, options.overwrite)
+        model = pretrained(options)
+        manifest = Manifest.read(options.data)
+        part = _part(model)(model, manifest, options)
+    parts = ranks.gathered(part)
+    if not parts:
+        return
+    if _part(model) is not samples:
+        evaluation = joined(parts)
         paths = write_report(evaluation, options.output, name, options.overwrite)
         print(table(evaluation))
         print(f"written: {', '.join(map(str, paths))}")
         return
-    report = synthesis(model, options, name)
+    report = synthesis(model, options, name, torch.stack(in_turn(parts)))
     ratio, share = report["frechet"]["ratio"], report["nearest_training"]["share_nearer_than_5th_percentile"]
     print(f"feature distance: {ratio:.2f} times the real-against-real floor; nearer to training than held-out images' 5 %: {share:.0%}")
     print(f"written: {Path(options.output) / name}.json and .png")
 
 
 def translation(model: Pretrained, manifest: Manifest, options: argparse.Namespace) -> Evaluation:
-    """Every volume of the split on the model's grid, in network units."""
+    """This rank's volumes of the split on the model's grid, in network units."""
     rows = manifest.split(options.split)
     rows.require_files((*model.task.source, *model.task.target))
+    own = rows.rows[ranks.rank() :: ranks.world()]
+    if not own:
+        return Evaluation()
     said = given(options)
     conditions: dict[str, Any] = {}  # of the case at hand
 
     def cases() -> Iterator[PairedCase]:
-        for row in rows.rows:
+        for row in own:
             conditions.clear()
             conditions.update(row_attributes(model, rows, row) | said)
             yield paired(model, rows, row)
@@ -62,7 +78,7 @@ def translation(model: Pretrained, manifest: Manifest, options: argparse.Namespa
         return torch.from_numpy(np.ascontiguousarray(model.predict(source[0].numpy(), options.seed, conditions, options.draws)))[None]
 
     axis = 2 if model.contract.slice_axis is None else model.contract.slice_axis
-    evaluation = evaluate_translation(predict, cases(), slice_axis=axis)
+    evaluation = evaluate_translation(predict, cases(), show=SHOWN, slice_axis=axis)
     evaluation.protocol |= {
         "model": str(model.folder),
         "data": f"{manifest.path}, split {options.split}",
@@ -73,6 +89,64 @@ def translation(model: Pretrained, manifest: Manifest, options: argparse.Namespa
     if any(rule_name(model, c) == "ct_hu" for c in channels(model)):
         evaluation.protocol["body"] = f"above {AIR:g} HU in any CT channel: the largest connected part, holes filled"
     return evaluation
+
+
+def _part(model: Pretrained) -> Callable[..., Any]:
+    """What one rank does of an evaluation of this model."""
+    if model.task.source:
+        return translation
+    return reconstruction if model.task.operator is not None else samples
+
+
+def reconstruction(model: Pretrained, manifest: Manifest, options: argparse.Namespace) -> Evaluation:
+    """This rank's volumes, measured as in training and reconstructed; the source of a case is what the measurement shows."""
+    rows = manifest.split(options.split)
+    rows.require_files(model.task.target)
+    own = rows.rows[ranks.rank() :: ranks.world()]
+    if not own:
+        return Evaluation()
+    made: dict[str, Tensor] = {}  # of the case at hand
+    channel = model.task.target[0]
+
+    def cases() -> Iterator[PairedCase]:
+        for row in own:
+            volume = one_plane(read(manifest.file(row, channel)), channel)
+            acquired = model.simulate(volume, seed=options.seed)
+            result = model.reconstruct(acquired, draws=options.draws, seed=options.seed)
+            mapping = model.contract.map_of(channel)
+            ends = mapping.fit(volume.array)
+            view, image, truth = (
+                torch.from_numpy(np.asarray(mapping.forward(v, **ends), np.float32))[None]
+                for v in (result.view.array, result.image.array, acquired.grid.array)
+            )
+            made["image"] = image
+            yield PairedCase(row["subject"], view, truth, mask=body(model, {channel: volume}))
+
+    axis = 2 if model.contract.slice_axis is None else model.contract.slice_axis
+    evaluation = evaluate_translation(lambda source: made["image"], cases(), show=SHOWN, slice_axis=axis)
+    evaluation.protocol |= {
+        "model": str(model.folder),
+        "data": f"{manifest.path}, split {options.split}, measured by {type(model.task.operator).__name__} as in training",
+        "seed": str(options.seed),
+        "draws": str(options.draws),
+    }
+    return evaluation
+
+
+def joined(parts: Sequence[Evaluation]) -> Evaluation:
+    """The ranks' evaluations as one, with the volumes in the manifest's order."""
+    first = parts[0]
+    regions = len({row.region for row in first.rows})
+    volumes = [[part.rows[i : i + regions] for i in range(0, len(part.rows), regions)] for part in parts]
+    rows = [row for volume in in_turn(volumes) for row in volume]
+    shown = in_turn([part.shown for part in parts])[:SHOWN]
+    return Evaluation(rows, shown, first.data_range, first.protocol)
+
+
+def in_turn(parts: Sequence[Sequence[Any]]) -> list[Any]:
+    """What ranks took in turn, in its first order."""
+    nothing = object()
+    return [item for turn in zip_longest(*parts, fillvalue=nothing) for item in turn if item is not nothing]
 
 
 def channels(model: Pretrained) -> tuple[str, ...]:
@@ -120,16 +194,19 @@ def stacked(model: Pretrained, volumes: dict[str, Volume]) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(np.concatenate(arrays)))[None]
 
 
-def synthesis(model: Pretrained, options: argparse.Namespace, name: str) -> dict[str, Any]:
-    """Samples against the split's images, with the training split as what might have been copied."""
+def samples(model: Pretrained, manifest: Manifest, options: argparse.Namespace) -> list[Tensor]:
+    """This rank's samples (C, *S) in network units."""
+    own = range(ranks.rank(), options.n, ranks.world())
+    conditions = drawn_attributes(model, manifest.split(options.split), options.n) | given(options)
+    return [network_units(model, v) for v in model.generate(options.n, options.seed, conditions, only=own)]
+
+
+def synthesis(model: Pretrained, options: argparse.Namespace, name: str, made: Tensor) -> dict[str, Any]:
+    """Samples (N, C, *S) against the split's images, with the training split as what might have been copied."""
     contract = model.contract
     rules = {c: {k: v for k, v in contract.intensity[c].items() if k != "typical"} for c in contract.target}
     data = FileData(options.data, rules, contract.size, spacing=contract.spacing, slice_axis=contract.slice_axis, options=Options())
     real = {split: images(data, split, contract.target) for split in ("train", options.split)}
-    volumes = model.generate(
-        options.n, options.seed, drawn_attributes(model, data.manifest.split(options.split), options.n) | given(options)
-    )
-    made = torch.stack([network_units(model, v) for v in volumes])
     if made.shape[1:] != real["train"].shape[1:]:
         raise MedgenError(f"samples have shape {tuple(made.shape[1:])}, the data's images {tuple(real['train'].shape[1:])}")
     return write_samples_report(

@@ -6,14 +6,31 @@ import argparse
 from pathlib import Path
 
 from medgen.cli.loading import given, pretrained
+from medgen.cli.rank import shared
 from medgen.core.errors import MedgenError
 from medgen.core.volume import folder_for
+from medgen.inference import Pretrained
+from medgen.training import ranks
 
 ENDINGS = {"nii": ".nii.gz", "png": ".png", "npy": ".npy"}
 
 
+@shared
 def run(options: argparse.Namespace) -> None:
-    """Write `sample_000<ending>` and so on; nothing existing is replaced without `--overwrite`."""
+    """Write `sample_000<ending>` and so on; nothing existing is replaced without `--overwrite`. Rank r makes samples r, r + world, ..."""
+    with ranks.agreed():
+        paths, model = _checked(options)
+    own = range(ranks.rank(), options.n, ranks.world())
+    volumes = model.generate(options.n, options.seed, given(options), options.size, options.batch, own)
+    for i, volume in zip(own, volumes, strict=True):
+        volume.save(paths[i], options.overwrite)
+    ranks.wait()
+    if ranks.rank() == 0:
+        print(f"{len(paths)} images in {paths[0].parent} ({volumes[0].units})")
+
+
+def _checked(options: argparse.Namespace) -> tuple[list[Path], Pretrained]:
+    """Where the images go, which is free, and what makes them."""
     folder = folder_for(Path(options.output))
     paths = [folder / f"sample_{i:03d}{ENDINGS[options.format]}" for i in range(options.n)]
     taken = [p for p in paths if p.exists()]
@@ -22,7 +39,4 @@ def run(options: argparse.Namespace) -> None:
     model = pretrained(options)
     if options.format == "nii" and model.contract.spacing is None:
         raise MedgenError("this model makes pictures without geometry, which a NIfTI needs; pass --format png or npy")
-    volumes = model.generate(options.n, options.seed, given(options), options.size, options.batch)
-    for path, volume in zip(paths, volumes, strict=True):
-        volume.save(path, options.overwrite)
-    print(f"{len(paths)} images in {folder} ({volumes[0].units})")
+    return paths, model

@@ -45,7 +45,9 @@ def parser() -> argparse.ArgumentParser:
     commands.add_parser("train", help="train a model (the same as `python train.py`; see `medgen train --help`)", add_help=False)
     _generate(commands.add_parser("generate", help="draw new images from a model"))
     _translate(commands.add_parser("translate", help="make the target modality of an image"))
+    _reconstruct(commands.add_parser("reconstruct", help="make the image that a measurement is of, and say how sure it is"))
     _evaluate(commands.add_parser("evaluate", help="score a model on the images of a manifest"))
+    _import(commands.add_parser("import", help="bring a model of diffusers or MONAI into a checkpoint"))
     _zoo(commands.add_parser("zoo", help="list, show or add pretrained models"))
     _demo(commands.add_parser("demo", help="train a small diffusion model on drawn brains and report"))
     return top
@@ -70,6 +72,30 @@ def _translate(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_lazy("translate"))
 
 
+def _reconstruct(parser: argparse.ArgumentParser) -> None:
+    _basic(parser)
+    parser.add_argument("input", metavar="INPUT", help="k-space (complex .npy), a measured image, or with --simulate an image to measure")
+    parser.add_argument("-o", "--output", required=True, help="file to write: .nii.gz, .nii, .npy or .png; beside it _std, _view and .json")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing files")
+    parser.add_argument("--simulate", action="store_true", help="INPUT is an image: measure it first (a retrospective study)")
+    parser.add_argument("--operator", help="fourier, inpaint, downsample or identity (default: the model's own, or fourier)")
+    parser.add_argument(
+        "--noise", type=float, help="standard deviation of what was measured, in its units; with --simulate in network units"
+    )
+    parser.add_argument("--mask", help="file: sampled k-space (.npy; default: where it is not zero), or what is known of the image")
+    parser.add_argument("--maps", help="file: coil sensitivities, complex .npy")
+    parser.add_argument("--factors", type=_positive, nargs="+", help="downsample: voxels per cell along each axis")
+    parser.add_argument("--pattern", choices=("equispaced", "random"), help="lines that --simulate measures (default equispaced)")
+    parser.add_argument("--acceleration", type=_positive, help="one line in so many (default 4)")
+    parser.add_argument("--centre", type=float, default=0.08, help="share of the lines that is always measured (default 0.08)")
+    parser.add_argument("--solver", default="mmps", help="of a prior: mmps (default) or dps")
+    parser.add_argument("--solver-steps", type=_positive, metavar="N", help="steps of the solver")
+    parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="of the solver, such as guidance.iterations=5")
+    parser.add_argument("--draws", type=_positive, default=8, help="posterior samples: their mean and standard deviation are written")
+    parser.add_argument("--slices", metavar="FIRST:LAST", help="of a volume only these slices")
+    parser.set_defaults(run=_lazy("reconstruct"), sampler=None, steps=None, guidance=None)
+
+
 def _evaluate(parser: argparse.ArgumentParser) -> None:
     _model(parser)
     _output(parser)
@@ -78,6 +104,29 @@ def _evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--draws", type=_positive, default=1, help="translation: samples to average (default 1)")
     parser.add_argument("-n", type=_positive, default=64, help="synthesis: samples to draw (default 64)")
     parser.set_defaults(run=_lazy("evaluate"))
+
+
+def _import(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "original", metavar="ORIGINAL", help="folder of diffusers (pipeline or model), or MONAI weights (.pt, .safetensors)"
+    )
+    _output(parser)
+    parser.add_argument("--target", nargs="+", required=True, metavar="NAME", help="the image's channels, such as t1")
+    parser.add_argument("--source", nargs="+", default=[], metavar="NAME", help="channels that are concatenated as the condition")
+    parser.add_argument("--autoencoder", metavar="ORIGINAL", help="of a latent model whose U-Net lies alone")
+    parser.add_argument("--config", metavar="FILE", help="MONAI: the networks' arguments, such as a bundle's configs/inference.json")
+    parser.add_argument("--scheduler", metavar="FILE", help="scheduler_config.json, where ORIGINAL has none")
+    parser.add_argument("--scale-factor", type=float, metavar="X", help="latent images were multiplied by this, where no file says it")
+    parser.add_argument("--size", type=_positive, nargs="+", help="the grid, where no file says it")
+    parser.add_argument(
+        "--intensity", default="identity", metavar="MAP", help="identity (default), ct_hu=LOW,HIGH, unit_range=LOW,HIGH, ..."
+    )
+    parser.add_argument("--spacing", type=float, nargs=3, metavar="MM", help="of volumes and slices, along R, A, S")
+    parser.add_argument("--orientation", default="RAS", help="of volumes and slices (default RAS)")
+    parser.add_argument("--slice-axis", type=int, choices=(0, 1, 2), help="the images are slices: 0 sagittal, 1 coronal, 2 axial")
+    parser.add_argument("--steps", type=_positive, default=50, help="sampler steps (default 50)")
+    parser.add_argument("--about", nargs="+", default=[], metavar="KEY=VALUE", help="training data: name=... licence=...")
+    parser.set_defaults(run=_lazy("importing"))
 
 
 def _zoo(parser: argparse.ArgumentParser) -> None:
@@ -102,10 +151,14 @@ def _demo(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_lazy("demo"))
 
 
-def _model(parser: argparse.ArgumentParser) -> None:
+def _basic(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="zoo name, run folder, checkpoint folder or hf://owner/repo")
     parser.add_argument("--seed", type=_seed, default=0, help="of all random draws (default 0)")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 or auto (default)")
+
+
+def _model(parser: argparse.ArgumentParser) -> None:
+    _basic(parser)
     parser.add_argument("--sampler", help="walk the reverse process another way: euler, heun, ddim")
     parser.add_argument("--steps", type=_positive, help="sampler steps")
     parser.add_argument("--guidance", type=float, help="classifier-free guidance scale; 1 is none")

@@ -6,7 +6,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning as L
 import torch
@@ -15,16 +15,21 @@ from torch import Tensor, nn
 
 from medgen.checkpoint import build, save
 from medgen.cli.codec import take_codec
+from medgen.cli.finetune import begin
+from medgen.cli.latents import cache_latents, examples_of
+from medgen.cli.launch import INTERRUPTED, check_processes, check_same_batch, images_a_step, settle, supervise
 from medgen.core.contract import Contract
 from medgen.core.errors import MedgenError, nearest
 from medgen.core.model import Example
 from medgen.core.random import Rng
 from medgen.core.task import Task
+from medgen.training import ranks
 from medgen.training.callbacks import GracefulStop, Log, ProgressBar, SampleGrid
 from medgen.training.ema import EMA
 from medgen.training.fit import Fit
 from medgen.training.loggers import CSVLog
 from medgen.training.state import Checkpoints, Resume, read_training_state
+from medgen.training.strategy import check_shardable, placement
 
 Config = Mapping[str, Any]
 CHANGEABLE = (
@@ -35,7 +40,7 @@ CHANGEABLE = (
     "training.log_every",
     "data.workers",
 )
-INTERRUPTED = 130  # the exit status of what Ctrl-C stopped
+SPREAD = ("training.devices", "training.strategy", "data.batch_size")  # may change where the images of a step stay the same
 PRECISIONS = ("32", "bf16-mixed", "16-mixed")
 
 
@@ -45,7 +50,7 @@ def new_run(config: Config, folder: Path) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / "config.yaml").exists():
         raise MedgenError(f"{folder} holds a run already; choose another run=... or continue it with resume={folder}")
-    return train(config, folder, None)
+    return start(config, folder, None)
 
 
 def resume_run(folder: Path, overrides: Sequence[str]) -> int:
@@ -53,53 +58,92 @@ def resume_run(folder: Path, overrides: Sequence[str]) -> int:
     if not (folder / "config.yaml").is_file():
         raise MedgenError(f"{folder} is not a run folder: it has no config.yaml")
     config = OmegaConf.load(folder / "config.yaml")
+    before = images_a_step(config)
     for override in overrides:
         key, _, value = override.partition("=")
-        if key not in CHANGEABLE:
-            raise MedgenError(f"{key} cannot change in a resumed run, which must go on exactly; these may: {', '.join(CHANGEABLE)}")
+        if key not in CHANGEABLE + SPREAD:
+            known = ", ".join(CHANGEABLE + SPREAD)
+            raise MedgenError(f"{key} cannot change in a resumed run, which must go on exactly; these may: {known}")
         OmegaConf.update(config, key, OmegaConf.create(f"v: {value}").v)
     print(f"run folder: {folder}", flush=True)
     config, state = OmegaConf.to_container(config), read_training_state(folder / "checkpoints")
+    settle(config["training"])
+    check_same_batch(before, images_a_step(config))
     if state["step"] >= config["training"]["steps"]:
         print(f"already at step {state['step']} of {config['training']['steps']}; to go on: resume={folder} training.steps=<more>")
         print(f"run: {folder}")
         return 0
+    return start(config, folder, state)
+
+
+def start(config: Config, folder: Path, state: Mapping[str, Any] | None) -> int:
+    """Train here, with the processes that were started with this one, or in as many new ones as the configuration asks for."""
+    check_settings(config["training"])
+    count = settle(config["training"])
+    if count > 1 and ranks.world() == 1:
+        return supervise(config, folder, resume=state is not None)
+    if ranks.world() > 1:
+        ranks.broadcast((config, folder, state))
     return train(config, folder, state)
 
 
 def train(config: Config, folder: Path, state: Mapping[str, Any] | None) -> int:
-    """Assemble the run of `config`, fit from `state`, and print the run line."""
+    """Assemble the run of `config`, fit from `state`, and print the run line: on every rank alike."""
     _quiet()
+    with ranks.agreed(), ranks.one_voice():
+        config, fit, data, checkpoints = _assembled(config, folder, state)
+    ranks.same_start(fit.model)
+    data.resume(fit.step, config["training"]["steps"], config["training"]["validate_every"])
+    trainer = _trainer(config, folder, fit, checkpoints.ema, checkpoints, state)
+    if ranks.rank() == 0:
+        OmegaConf.save(OmegaConf.create(dict(config)), folder / "config.yaml")  # everything fits: now the folder is this run's
+    trainer.fit(fit, datamodule=data)
+    return _finish(fit, folder)
+
+
+class Assembled(NamedTuple):
+    """The parts of a run, and its configuration with what it comes from."""
+
+    config: Config
+    fit: Fit
+    data: Any
+    checkpoints: Checkpoints
+
+
+def _assembled(config: Config, folder: Path, state: Mapping[str, Any] | None) -> Assembled:
+    """Loop, data and checkpoints. What is measured of the data is measured on rank 0, and all ranks start from its weights."""
     settings = config["training"]
-    check_settings(settings)
     torch.manual_seed(config["seed"])
     data = build(config["data"], trusted=True)
     task: Task = build(config["task"], trusted=True)
     model = build(config["model"], trusted=True)
-    cases = settings["validate_batches"] * config["data"]["batch_size"]
+    cases = settings["validate_batches"] * config["data"]["batch_size"] * ranks.world()
     if cases < task.metric.least:
         raise MedgenError(f"{task.metric.name} needs {task.metric.least} validation cases, got {cases}; raise training.validate_batches")
+    if settings["strategy"] == "fsdp":
+        check_shardable(model)
     if settings["channels_last"]:
         to_channels_last(model)
     optimizer, ema = build(settings["optimizer"], trusted=True), build(settings["ema"], trusted=True)
     fit = Fit(model, task, optimizer, settings["steps"], settings["accumulate"], settings["clip"], config["seed"])
     recipe = {"model": config["model"], "task": config["task"]}
-    contract = contract_of(task, data.facts())
+    origin = begin(model, config, contract_of(task, data.facts()), fresh=state is None)
+    config, contract = origin.config, origin.contract
 
     def export(target: Path, weights: Mapping[str, Tensor]) -> None:
-        save(target, weights, recipe, contract)
+        save(target, origin.plain(weights), recipe, contract)
+        origin.save_small(target, weights)
 
     checkpoints = Checkpoints(folder / "checkpoints", export, ema, settings["save_every"])
-    if state is None:
-        take_codec(model, config.get("codec"), contract)
-        model.prepare(_examples(data, task, config["seed"]))
-    else:
+    if state is not None:
         checkpoints.restore(state, fit)
-    data.resume(fit.step, settings["steps"], settings["validate_every"])
-    trainer = _trainer(config, folder, fit, ema, checkpoints, state)
-    OmegaConf.save(OmegaConf.create(dict(config)), folder / "config.yaml")  # everything fits: now the folder is this run's
-    trainer.fit(fit, datamodule=data)
-    return _finish(fit, folder)
+    else:
+        take_codec(model, config.get("codec"), contract)
+    latents = cache_latents(config, folder, model, task, data)
+    if state is None and ranks.rank() == 0:
+        examples = _examples(data, task, config["seed"]) if latents is None else examples_of(latents, config["data"]["batch_size"])
+        model.prepare(examples)
+    return Assembled(config, fit, data, checkpoints)
 
 
 def _examples(data: Any, task: Task, seed: int) -> Iterator[Example]:
@@ -138,30 +182,35 @@ def to_channels_last(model: nn.Module) -> None:
 
 
 def _trainer(config: Config, folder: Path, fit: Fit, ema: EMA | None, checkpoints: Checkpoints, state: Config | None) -> L.Trainer:
-    settings = config["training"]
-    csv = CSVLog(folder)
-    csv.rewind(fit.step)
-    extra = [build(config["logger"], trusted=True)] if "_target_" in (config["logger"] or {}) else []
-    callbacks = [ema, GracefulStop(), Log(settings["log_every"]), SampleGrid(folder / "samples"), checkpoints, ProgressBar()]
+    settings, first = config["training"], ranks.rank() == 0
+    callbacks = [ema, GracefulStop(), Log(settings["log_every"]), SampleGrid(folder / "samples"), checkpoints]
+    if first:
+        callbacks.append(ProgressBar())
     if state is not None:
         callbacks.append(Resume(state, ema))
     interval = settings["validate_every"]
     return L.Trainer(
         max_epochs=max(-(-settings["steps"] // interval) - fit.step // interval, 0) or 1,
-        accelerator=settings["accelerator"],
-        devices=settings["devices"],
+        **placement(settings),
         precision=settings["precision"],
         callbacks=[c for c in callbacks if c is not None],
-        logger=[csv, *extra],
+        logger=_loggers(config, folder, fit) if first else False,
         limit_val_batches=settings["validate_batches"],
         num_sanity_val_steps=0,
         inference_mode=False,
         use_distributed_sampler=False,  # ranks are sharded by the stream
         enable_checkpointing=False,
         enable_model_summary=False,
+        enable_progress_bar=first,
         log_every_n_steps=settings["log_every"],
         default_root_dir=str(folder),
     )
+
+
+def _loggers(config: Config, folder: Path, fit: Fit) -> list[Any]:
+    csv = CSVLog(folder)
+    csv.rewind(fit.step)
+    return [csv, build(config["logger"], trusted=True)] if "_target_" in (config["logger"] or {}) else [csv]
 
 
 def check_settings(settings: Config) -> None:
@@ -172,8 +221,7 @@ def check_settings(settings: Config) -> None:
     for key in ("accumulate", "log_every", "validate_batches"):
         if settings[key] < 1:
             raise MedgenError(f"training.{key}={settings[key]} must be at least 1")
-    if str(settings["devices"]) not in ("1", "auto"):
-        raise MedgenError(f"training.devices={settings['devices']}: training runs in one process so far; use training.devices=1")
+    check_processes(settings)
     for key in ("steps", "validate_every", "save_every"):  # intervals close accumulation windows, or a resumed run could not repeat them
         if settings[key] < 1 or settings[key] % settings["accumulate"]:
             raise MedgenError(f"training.{key}={settings[key]} must be a positive multiple of training.accumulate={settings['accumulate']}")
@@ -188,6 +236,8 @@ def check_settings(settings: Config) -> None:
 
 
 def _finish(fit: Fit, folder: Path) -> int:
+    if ranks.rank():
+        return INTERRUPTED if fit.step < fit.steps else 0
     if fit.step < fit.steps:
         print(f"stopped at step {fit.step} of {fit.steps}; saved. Continue with: python train.py resume={folder}")
         return INTERRUPTED
@@ -200,4 +250,7 @@ def _quiet() -> None:
     for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module")  # outputs are views; nothing changes them in place
+    if ranks.rank():
+        warnings.simplefilter("ignore")  # rank 0 has said it
     logging.basicConfig(format="%(message)s", level=logging.WARNING)

@@ -21,6 +21,8 @@ Trains a model and writes runs/<name>/<date>: configuration, metrics.csv, sample
   train.py experiment=phantom_translation        one of the experiments below
   train.py model=gan training.steps=500          other choices and values
   train.py --multirun seed=0,1,2                 a sweep
+  train.py init_from=t1_to_t2_diffusion finetune=lora data=slices data.source.manifest=mine.csv
+                                                 go on from a checkpoint, on other data
   train.py --cfg job [...]                       print the composed configuration and stop
 
 """
@@ -29,9 +31,12 @@ Trains a model and writes runs/<name>/<date>: configuration, metrics.csv, sample
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry of `train.py`; exits with status 2 and one sentence on bad input, 130 after Ctrl-C."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if {"-h", "--help"} & set(arguments):
-        print(help_text())
-        return
+    if "RANK" in os.environ:
+        from medgen.cli.rank import member
+        from medgen.training.ranks import launched
+
+        if launched():
+            sys.exit(member(lambda: _dispatch(arguments)))
     try:
         status = _dispatch(arguments)
     except MedgenError as error:
@@ -51,6 +56,12 @@ def help_text() -> str:
 
 
 def _dispatch(arguments: list[str]) -> int:
+    if {"-h", "--help"} & set(arguments):
+        print(help_text())
+        return 0
+    from medgen.cli.finetune import check_start
+    from medgen.cli.init_from import expanded
+    from medgen.cli.latents import check_latents
     from medgen.cli.run import check_settings, resume_run
 
     resume = [a for a in arguments if a.startswith("resume=")]
@@ -58,8 +69,12 @@ def _dispatch(arguments: list[str]) -> int:
         others = [a for a in arguments if a not in resume]
         return resume_run(Path(resume[0].removeprefix("resume=")), others)
     flags = [a for a in arguments if a.startswith("-")]
-    if not flags:
-        check_settings(resolved(compose(arguments))["training"])  # answers mistakes before Hydra does, and before there is a folder
+    arguments = expanded(arguments)
+    if not flags:  # answers mistakes before Hydra does, and before there is a folder
+        config = resolved(compose(arguments))
+        check_latents(config)
+        check_settings(config["training"])
+        check_start(config)
     return _hydra_main(arguments)
 
 

@@ -41,7 +41,10 @@ class Contract:
 
     def map_of(self, channel: str) -> IntensityMap:
         """The intensity map of a channel."""
-        return intensity_map(**{k: v for k, v in self.intensity[channel].items() if k != "typical"})
+        rule = self.intensity.get(channel)
+        if not isinstance(rule, dict) or "name" not in rule:
+            raise MedgenError(f"not a medgen contract: the intensity of {channel} is {rule!r}, expected a mapping with a name")
+        return intensity_map(**{k: v for k, v in rule.items() if k != "typical"})
 
     def typical(self, channel: str) -> dict[str, float]:
         """Parameters for a volume that has none of its own: the training set's median."""

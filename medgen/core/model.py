@@ -21,11 +21,13 @@ class Example:
         x: (B, C, *S) target in the contract's normalised units, or None where only the condition is known.
         condition: what is given.
         weight: broadcastable to `x`; masks padding and missing contrasts out of a loss.
+        moments: what a codec's encoder makes of `x`, where it was computed before.
     """
 
     x: Tensor | None
     condition: Condition
     weight: Tensor | None = None
+    moments: Moments | None = None
 
 
 @dataclass
@@ -72,6 +74,15 @@ class GenerativeModel(nn.Module, ABC):
         """Names of the sub-modules that make samples; the exponential moving average follows these."""
         return tuple(name for name, _ in self.named_children())
 
+    @property
+    def caveat(self) -> str:
+        """Why `sample` makes no images such as the training set's, and what would, in a sentence; empty for a generator."""
+        return ""
+
+    def preview(self, example: Example, rng: Rng) -> Tensor:
+        """What validation shows and scores beside `example.x`: samples, for a model that makes them."""
+        return self.sample(example.condition, tuple(example.x.shape), rng)
+
     def prepare(self, examples: Iterable[Example]) -> None:
         """Called once before the first step of a run with the training cases in order: measure what the model keeps of the data."""
 
@@ -108,7 +119,9 @@ class Codec(Protocol):
 
     factor: int
 
-    def encode(self, x: Tensor, noise: Tensor | None = None) -> Tensor: ...
+    def moments(self, x: Tensor) -> Moments: ...
+
+    def draw(self, moments: Moments, noise: Tensor | None = None) -> Tensor: ...
 
     def decode(self, z: Tensor, size: tuple[int, ...]) -> Tensor: ...
 

@@ -10,7 +10,10 @@ from torch import Tensor
 
 from medgen.core.condition import Condition
 from medgen.core.model import Example
+from medgen.core.operator import Operator
 from medgen.core.random import Rng
+
+MOMENTS = "moments"  # the entry of a batch that holds cached latent moments (B, 2, Z, *s): mean and log-variance of the target
 
 
 class Metric(Protocol):
@@ -33,6 +36,7 @@ class Task(ABC):
         source: image channels that are given on the grid.
         labels: label maps that are given on the grid -> classes.
         attributes: vector attributes that are given -> classes (0: a real number).
+        operator: how the target was measured, for reconstruction; None otherwise.
         metric: compared between samples and references at every validation; it chooses the best checkpoint.
     """
 
@@ -40,6 +44,7 @@ class Task(ABC):
     source: tuple[str, ...] = ()
     labels: dict[str, int]
     attributes: dict[str, int]
+    operator: Operator | None = None
     metric: Metric
 
     @abstractmethod

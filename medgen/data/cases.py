@@ -43,6 +43,8 @@ class Prepared:
 class Planes:
     """Every plane of every row is a case."""
 
+    varies = False
+
     def __init__(self, rows: list[Prepared]):
         self.rows = rows
         self.table = [(r, plane) for r, row in enumerate(rows) for plane in range(row.shape[0])]
@@ -64,6 +66,7 @@ class Patches:
 
     def __init__(self, rows: list[Prepared], size: tuple[int, ...], anywhere: bool):
         self.rows, self.size, self.anywhere = rows, size, anywhere
+        self.varies = anywhere and any(n > m for row in rows for n, m in zip(row.shape, size, strict=True))
 
     def __len__(self) -> int:
         return len(self.rows)

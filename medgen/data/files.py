@@ -11,6 +11,7 @@ import numpy as np
 from medgen.core.errors import MedgenError, nearest
 from medgen.core.geometry import Placement, fitted, reoriented, resampled, resized
 from medgen.core.intensity import IntensityMap, intensity_map
+from medgen.core.task import MOMENTS
 from medgen.core.volume import Volume
 from medgen.data.cases import BACKGROUND, Patches, Planes, Prepared
 from medgen.data.checks import attribute, check_labels, check_pair, one_plane
@@ -19,7 +20,7 @@ from medgen.data.readers import read
 from medgen.data.source import Cases
 
 _COLOURS = {"_red": 0, "_green": 1, "_blue": 2}
-_RESERVED = ("subject", "split", "affine", "index")
+_RESERVED = ("subject", "split", "affine", "index", MOMENTS)
 
 
 @dataclass(frozen=True)

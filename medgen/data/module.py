@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import lightning
@@ -13,9 +13,10 @@ import torch
 from torch.utils.data import DataLoader
 
 from medgen.core.errors import MedgenError
+from medgen.data.latents import Latents
 from medgen.data.manifest import EmptySplit
 from medgen.data.source import Case, Source
-from medgen.data.stream import InOrder, StepBatches, TrainingSamples
+from medgen.data.stream import InOrder, StepBatches, TrainingSamples, Versions
 
 
 class DataModule(lightning.LightningDataModule):
@@ -45,6 +46,7 @@ class DataModule(lightning.LightningDataModule):
             raise MedgenError(f"expected batch_size >= 1 and workers >= 0, found batch_size={batch_size}, workers={workers}")
         self.source, self.batch_size, self.workers, self.seed = source, int(batch_size), int(workers), int(seed)
         self.augment = augment
+        self.latents: Latents | None = None  # set: training batches carry these moments of their cases
         self._span: dict[str, Any] = {}
 
     def resume(self, step: int, stop: int | None, interval: int) -> None:
@@ -60,7 +62,7 @@ class DataModule(lightning.LightningDataModule):
         rank, world = self._place()
         once = -(-len(cases) // (self.batch_size * world))
         batches = StepBatches(len(cases), self.batch_size, self.seed, **{"interval": once, **self._span}, rank=rank, world=world)
-        return DataLoader(TrainingSamples(cases, self.seed, self.augment), batch_sampler=batches, **self._loading())
+        return DataLoader(TrainingSamples(cases, self.seed, self.augment, self.latents), batch_sampler=batches, **self._loading())
 
     def val_dataloader(self) -> DataLoader | list:
         """In order; an empty list, and a warning, when the data have no validation split."""
@@ -74,9 +76,20 @@ class DataModule(lightning.LightningDataModule):
         return self.in_order("test")
 
     def in_order(self, split: str) -> DataLoader:
-        """Every case of a split once, without augmentation."""
+        """Every case of a split once, without augmentation; ranks share them, each with as many batches."""
         cases = InOrder(self.source.split(split), self.seed, *self._place(), mixed=split == "validation")
-        return DataLoader(cases, batch_size=self.batch_size, **self._loading())
+        return DataLoader(cases.filled(self.batch_size), batch_size=self.batch_size, **self._loading())
+
+    @property
+    def varies(self) -> bool:
+        """Whether a training case looks different in every epoch."""
+        return self.augment is not None or getattr(self.source.split("train"), "varies", True)
+
+    def versions(self, keys: Sequence[tuple[int, int]], augmented: bool = True) -> DataLoader:
+        """The training cases of (case index, version) in this order; see `medgen.data.stream.Versions`."""
+        cases = Versions(self.source.split("train"), self.seed, self.augment if augmented else None)
+        batches = [list(keys[i : i + self.batch_size]) for i in range(0, len(keys), self.batch_size)]
+        return DataLoader(cases, batch_sampler=batches, **self._loading())
 
     def _place(self) -> tuple[int, int]:
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)

@@ -20,6 +20,8 @@ class Cases(Protocol):
         "subject": str.
     """
 
+    varies: bool  # whether `case` uses its random numbers: a case then looks different in every epoch
+
     def __len__(self) -> int: ...
 
     def case(self, index: int, rng: np.random.Generator) -> Case:

@@ -9,9 +9,14 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from medgen.core.random import generator
+from medgen.core.task import MOMENTS
+from medgen.data.latents import Latents
 from medgen.data.source import Case, Cases
 
-_ORDER, _CHOICE = 0x6F726465, 0x63686F69  # keep these streams apart from a model's, which are keyed by (seed, step, sample)
+Augmentation = Callable[[Case, np.random.Generator], Case]
+
+# keep these streams apart from a model's, which are keyed by (seed, step, sample)
+_ORDER, _CHOICE, _VERSION = 0x6F726465, 0x63686F69, 0x76657273
 
 
 class StepBatches:
@@ -64,16 +69,36 @@ class StepBatches:
 
 
 class TrainingSamples(Dataset):
-    """(n, case index) -> the case, changed by `augment(case, rng)` if there is one, with "index": n."""
+    """(n, case index) -> the case, changed by `augment(case, rng)` if there is one, with "index": n.
 
-    def __init__(self, cases: Cases, seed: int, augment: Callable[[Case, np.random.Generator], Case] | None = None):
-        self.cases, self.seed, self.augment = cases, seed, augment
+    With `latents` it is the version of the case that the epoch takes, together with that version's moments.
+    """
+
+    def __init__(self, cases: Cases, seed: int, augment: Augmentation | None = None, latents: Latents | None = None):
+        self.cases, self.seed, self.augment, self.latents = cases, seed, augment, latents
 
     def __getitem__(self, key: tuple[int, int]) -> Case:
         n, index = key
+        if self.latents is not None:
+            version = n // len(self.cases) % self.latents.versions
+            case = Versions(self.cases, self.seed, self.augment)[index, version]
+            return {**case, MOMENTS: self.latents.row(index, version), "index": n}
         rng = generator(self.seed, n, _CHOICE)
         case = self.cases.case(index, rng)
         return {**(self.augment(case, rng) if self.augment else case), "index": n}
+
+
+class Versions(Dataset):
+    """(case index, version) -> that version of the case, the same in every epoch and every run of this seed, with "index": the case's."""
+
+    def __init__(self, cases: Cases, seed: int, augment: Augmentation | None = None):
+        self.cases, self.seed, self.augment = cases, seed, augment
+
+    def __getitem__(self, key: tuple[int, int]) -> Case:
+        index, version = key
+        rng = generator(self.seed, index, version, _VERSION)
+        case = self.cases.case(index, rng)
+        return {**(self.augment(case, rng) if self.augment else case), "index": index}
 
 
 class InOrder(Dataset):
@@ -85,6 +110,13 @@ class InOrder(Dataset):
     def __init__(self, cases: Cases, seed: int, rank: int = 0, world: int = 1, mixed: bool = False):
         order = generator(seed, len(cases), _ORDER).permutation(len(cases)).tolist() if mixed else range(len(cases))
         self.cases, self.seed, self.indices = cases, seed, order[rank::world]
+        self.first, self.most = order[0] if len(cases) else None, len(order[::world])  # rank 0 has the most
+
+    def filled(self, batch_size: int) -> InOrder:
+        """The same with as many batches on every rank, because ranks wait for each other: one that runs out repeats a case."""
+        if self.most > -(-len(self.indices) // batch_size) * batch_size:
+            self.indices = [*self.indices, self.indices[-1] if self.indices else self.first]
+        return self
 
     def __len__(self) -> int:
         return len(self.indices)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from medgen.core.condition import Condition
 from medgen.core.errors import MedgenError
-from medgen.core.model import Codec, Example, GenerativeModel, Loss, Phase
+from medgen.core.model import Codec, Example, GenerativeModel, Loss, Moments, Phase
 from medgen.core.random import Rng
 
 
@@ -20,7 +20,7 @@ class KLCodec(nn.Module):
     """A trained autoencoder with the mean and spread of its latent images, measured on training data and kept here.
 
     Args:
-        autoencoder: encode(x) -> Moments, decode(z, size) -> x, latent_shape; its weights stand still.
+        autoencoder: encode(x) -> Moments, decode(z, size) -> x, latent_shape, factor; its weights stand still.
     """
 
     def __init__(self, autoencoder: nn.Module):
@@ -45,7 +45,15 @@ class KLCodec(nn.Module):
     @torch.no_grad()
     def encode(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
         """x (B, C, *S) -> standardised latent image (B, Z, *s): a draw where `noise` is given, the mean otherwise."""
-        moments = self.autoencoder.encode(x)
+        return self.draw(self.moments(x), noise)
+
+    @torch.no_grad()
+    def moments(self, x: Tensor) -> Moments:
+        """What the autoencoder makes of x (B, C, *S), not standardised: what a cache keeps."""
+        return self.autoencoder.encode(x)
+
+    def draw(self, moments: Moments, noise: Tensor | None = None) -> Tensor:
+        """Moments -> standardised latent image (B, Z, *s): a draw where `noise` is given, the mean otherwise."""
         z = moments.mean if noise is None else moments.draw(noise)
         return (z - _across(self.mean, z)) / _across(self.std, z)
 
@@ -53,20 +61,22 @@ class KLCodec(nn.Module):
         """Latent image -> (B, C, *size); gradients pass to z."""
         return self.autoencoder.decode(z * _across(self.std, z) + _across(self.mean, z), tuple(size))
 
-    @torch.no_grad()
     def measure(self, images: Iterable[Tensor]) -> int:
-        """Set mean and spread per latent channel from images, one batch at a time; returns how many images there were.
+        """Set mean and spread per latent channel from images, one batch at a time; returns how many images there were."""
+        return self.measure_moments(self.moments(x.to(self.mean.device)) for x in images)
+
+    def measure_moments(self, batches: Iterable[Moments]) -> int:
+        """Set mean and spread per latent channel from the moments of images, one batch at a time; returns how many images there were.
 
         The spread includes the posterior's own variance, so that draws, not means, have unit variance. Counts, means and squares are
         joined by Chan et al. 1979, equations 2.1.
         """
         count, mean, square, seen = 0.0, 0.0, 0.0, 0
-        for x in images:
-            moments = self.autoencoder.encode(x.to(self.mean.device))
+        for moments in batches:
             m, v = (t.double().transpose(0, 1).flatten(1) for t in (moments.mean, moments.log_variance.exp()))
             n, gap = m.shape[1], m.mean(1) - mean
             square = square + m.var(1, correction=0) * n + v.sum(1) + gap**2 * count * n / (count + n)
-            mean, count, seen = mean + gap * n / (count + n), count + n, seen + len(x)
+            mean, count, seen = mean + gap * n / (count + n), count + n, seen + len(moments.mean)
         if not seen:
             raise MedgenError("the codec's latent statistics need at least one training image")
         self.mean.copy_(mean)
@@ -136,13 +146,17 @@ class Latent(GenerativeModel):
     def prepare(self, examples: Iterable[Example]) -> None:
         """Measure the codec's latent statistics once, before the first step."""
         if not int(self.codec.measured):
-            self.codec.measure(example.x for example in examples)
+            self.codec.measure_moments(self._moments(example) for example in examples)
 
     def begin(self, example: Example, rng: Rng) -> Inside:
-        noise = rng.normal(self.codec.latent_shape(tuple(example.x.shape)))
-        z = self.codec.encode(example.x, noise)
+        moments = self._moments(example)
+        z = self.codec.draw(moments, rng.normal(moments.mean.shape))
         inner = Example(z, example.condition.celled(self.codec.factor))
         return Inside(inner, self.model.begin(inner, rng))
+
+    def _moments(self, example: Example) -> Moments:
+        """Those that come with the example, or else the encoder's."""
+        return self.codec.moments(example.x) if example.moments is None else example.moments
 
     def after_step(self, step: int, terms: Any) -> None:
         self.model.after_step(step, terms)

@@ -12,6 +12,8 @@ from medgen.core.random import Rng
 from medgen.models.adversarial import Objective
 from medgen.models.perceptual import Perceptual
 
+LEAST_KL = 1e-3  # below, the likelihood's scale is far under an image's noise: the encoder fills the latent space as it likes
+
 
 @dataclass
 class Reconstruction:
@@ -58,6 +60,22 @@ class VAE(GenerativeModel):
     @property
     def averaged(self) -> tuple[str, ...]:
         return ("autoencoder",)
+
+    @property
+    def caveat(self) -> str:
+        if self.kl >= LEAST_KL:
+            return ""
+        return (
+            f"this is a codec, an autoencoder with kl={self.kl:g}, and what its prior gives are no images: train a model in its space with"
+            f" model=latent_diffusion codec=<this model>, or for samples from the prior a VAE (model=vae) with kl of at least {LEAST_KL:g}"
+        )
+
+    def preview(self, example: Example, rng: Rng) -> Tensor:
+        """Samples, or the reconstruction of a codec, which is no generator."""
+        if not self.caveat:
+            return super().preview(example, rng)
+        moments = self.autoencoder.encode(example.x, example.condition)
+        return self.decode(moments.mean, example.x.shape[2:], example.condition).float()
 
     def begin(self, example: Example, rng: Rng) -> Reconstruction:
         moments = self.autoencoder.encode(example.x, example.condition)

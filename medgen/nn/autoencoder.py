@@ -14,6 +14,7 @@ from medgen.core.model import Moments
 from medgen.nn.blocks import NormConv, ResBlock, Upsample, embedding_width
 from medgen.nn.conditioning import Conditioning, role_sizes
 from medgen.nn.grid import ceil_div, check_levels, convolution, crop, pad_to_multiple
+from medgen.nn.norm import in_layout_of
 
 
 class AutoencoderKL(nn.Module):
@@ -82,7 +83,9 @@ class AutoencoderKL(nn.Module):
         self.conditioning.check(condition, len(x))
         embedding, dense = self._given(condition, len(x), x.shape[2:])
         h = pad_to_multiple(x if dense is None else torch.cat([x, dense.to(x.dtype)], 1), self.factor)
-        for part in self.encoder:
+        first, *parts = self.encoder
+        h = in_layout_of(first(h), self.moments.conv.weight)
+        for part in parts:
             h = part(h, embedding) if isinstance(part, ResBlock) else part(h)
         mean, log_variance = self.moments(h).float().chunk(2, 1)
         return Moments(mean, log_variance.clamp(-30.0, 20.0))
@@ -99,7 +102,7 @@ class AutoencoderKL(nn.Module):
         self.conditioning.check(condition, len(z))
         embedding, dense = self._given(condition, len(z), size)
         dense = None if dense is None else pad_to_multiple(dense, self.factor)
-        h, fresh = self.expand(z.to(self.expand.weight.dtype)), True
+        h, fresh = in_layout_of(self.expand(z.to(self.expand.weight.dtype)), self.output.conv.weight), True
         for part in self.decoder:
             h = part(_joined(h, dense) if fresh else h, embedding) if isinstance(part, ResBlock) else part(h)
             fresh = not isinstance(part, ResBlock)

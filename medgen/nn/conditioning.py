@@ -24,7 +24,8 @@ def role_sizes(condition: Mapping[str, int] | None, taken: Sequence[str] = ROLES
             raise MedgenError(f"{network}: unknown condition role '{role}'; {nearest(role, ROLES)}")
         if sizes[role] and role not in taken:
             raise MedgenError(
-                f"{network} takes no '{role}' condition (it takes {', '.join(taken)}); set condition.{role} to 0 or use the UNet"
+                f"{network} takes no '{role}' condition (it takes {', '.join(taken) or 'none'});"
+                f" set condition.{role} to 0 or choose a network that takes it"
             )
     return {role: sizes.get(role, 0) for role in ROLES}
 
@@ -34,16 +35,18 @@ class Conditioning(nn.Module):
 
     Args:
         sizes: role -> size (attributes E, channels K, token width E').
-        embedding: width of the vector's embedding.
+        embedding: width of the vector's embedding; 0 hands the vector on as it is, for a network that embeds it itself.
         network: the network's name in messages.
     """
 
     def __init__(self, sizes: Mapping[str, int], embedding: int, network: str):
         super().__init__()
         self.sizes, self.network = dict(sizes), network
-        if sizes["vector"]:
+        self.embed = nn.Identity()
+        if sizes["vector"] and embedding:
             self.embed = nn.Sequential(nn.Linear(sizes["vector"], embedding), nn.SiLU(), nn.Linear(embedding, embedding))
-            self.null_vector = nn.Parameter(torch.zeros(embedding))
+        if sizes["vector"]:
+            self.null_vector = nn.Parameter(torch.zeros(embedding or sizes["vector"]))
         if sizes["dense"]:
             self.null_dense = nn.Parameter(torch.zeros(sizes["dense"]))
         if sizes["tokens"]:
@@ -67,7 +70,7 @@ class Conditioning(nn.Module):
                 raise MedgenError(f"{self.network}: the '{role}' condition has {len(getattr(condition, role))} samples, the batch {batch}")
 
     def vector(self, condition: Condition | None, batch: int) -> Tensor | None:
-        """(B, embedding), or None for a network that takes no vector."""
+        """(B, embedding), or (B, E) where embedding is 0, or None for a network that takes no vector."""
         if not self.sizes["vector"]:
             return None
         if condition is None or condition.vector is None:

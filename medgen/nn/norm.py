@@ -62,6 +62,11 @@ def is_channels_last(x: Tensor) -> bool:
     return layout is not None and x.is_contiguous(memory_format=layout) and not x.is_contiguous()
 
 
+def in_layout_of(x: Tensor, weight: Tensor) -> Tensor:
+    """x in channels-last memory if a network's weight is: the layout of an image with one channel says nothing."""
+    return x.contiguous(memory_format=CHANNELS_LAST[x.ndim]) if is_channels_last(weight) else x
+
+
 def _plain(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
     shape = weight.shape + (1,) * (x.ndim - 2)
     wide = x.to(weight.dtype)

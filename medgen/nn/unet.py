@@ -14,7 +14,7 @@ from medgen.nn.attention import Attention
 from medgen.nn.blocks import Fourier, NormConv, ResBlock, Upsample, embedding_width, zero
 from medgen.nn.conditioning import Conditioning, role_sizes
 from medgen.nn.grid import check_levels, convolution, crop, depth_to_space, pad_to_multiple, space_to_depth
-from medgen.nn.norm import CHANNELS_LAST, is_channels_last
+from medgen.nn.norm import in_layout_of
 
 
 class UNet(nn.Module):
@@ -94,8 +94,7 @@ class UNet(nn.Module):
         embedding = self._embedding(t, condition, batch)
         tokens = self.conditioning.tokens(condition, batch)
         h = self.input(space_to_depth(pad_to_multiple(self._stack(x, condition, batch, size), self.multiple), self.patch))
-        if is_channels_last(self.output.conv.weight):  # the layout of an image with one channel says nothing
-            h = h.contiguous(memory_format=CHANNELS_LAST[h.ndim])
+        h = in_layout_of(h, self.output.conv.weight)
         return crop(depth_to_space(self._walk(h, embedding, tokens), self.patch), size).to(given.dtype)
 
     def _walk(self, h: Tensor, embedding: Tensor | None, tokens: Tensor | None) -> Tensor:

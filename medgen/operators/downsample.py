@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from torch import Tensor
@@ -27,10 +28,13 @@ class Downsample(Operator):
         return cells.mean(tuple(range(3, 3 + 2 * len(self.factors), 2)))
 
     def adjoint(self, y: Tensor, state: State) -> Tensor:
-        cells = 1
+        return self.view(y, state) / math.prod(self.factors)
+
+    def view(self, y: Tensor, state: State) -> Tensor:
+        """The cells as large voxels: the adjoint without its factor, so that intensities are kept."""
         for axis, factor in enumerate(self.factors, start=2):
-            y, cells = y.repeat_interleave(factor, axis), cells * factor
-        return y / cells
+            y = y.repeat_interleave(factor, axis)
+        return y
 
     def shape(self, x: tuple[int, ...], state: State) -> tuple[int, ...]:
         return (*x[:2], *self._sizes(x))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from medgen.core.operator import Operator, State
@@ -18,3 +19,10 @@ class Inpaint(Operator):
 
     def shape(self, x: tuple[int, ...], state: State) -> tuple[int, ...]:
         return x
+
+    def view(self, y: Tensor, state: State) -> Tensor:
+        """What is known beside the mask: a zero alone could be either."""
+        return torch.cat([y, state["mask"].expand(-1, 1, *y.shape[2:]).to(y.dtype)], 1)
+
+    def measured(self, y: Tensor, state: State) -> Tensor:
+        return y * state["mask"]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -37,6 +40,9 @@ class MaskedFourier(Operator):
         maps = state.get("maps")
         return x if maps is None else (x[0], maps.shape[1], *x[2:])
 
+    def measured(self, y: Tensor, state: State) -> Tensor:
+        return state["mask"] * y
+
 
 def equispaced(size: int, acceleration: int, centre: float = 0.08, offset: int = 0) -> Tensor:
     """(size,) float32 mask of phase-encoding lines: every `acceleration`-th from `offset`, and a fully sampled centre.
@@ -57,6 +63,21 @@ def random_lines(size: int, acceleration: int, uniform: Tensor, centre: float = 
     order = torch.where(mask > 0, torch.inf, uniform).argsort()
     mask[order[:missing]] = 1
     return mask
+
+
+def coil_maps(coils: int, size: Sequence[int]) -> Tensor:
+    """(coils, *size) complex64 sensitivities of coils in a ring around the last two axes, of unit root sum of squares: smooth Gaussian
+    profiles whose phase turns with the coil. For trying things out; real maps are estimated from the scan (ESPIRiT)."""
+    axes = torch.meshgrid(*(torch.linspace(-1, 1, n) for n in size), indexing="ij")
+    angles = torch.arange(coils) * (2 * math.pi / coils)
+    profiles = []
+    for angle in angles.tolist():
+        along = axes[-2] * math.cos(angle) + axes[-1] * math.sin(angle)
+        across = axes[-1] * math.cos(angle) - axes[-2] * math.sin(angle)
+        distance = (along - 1.2).square() + across.square() + sum(a.square() for a in axes[:-2])
+        profiles.append(torch.polar(torch.exp(-distance / 2), angle + 0.5 * across))
+    maps = torch.stack(profiles)
+    return maps / maps.abs().square().sum(0).sqrt()
 
 
 def _centre(size: int, fraction: float) -> slice:

@@ -64,9 +64,14 @@ def _weighted_residual(x0: Tensor, covariance: Callable[[Tensor], Tensor], measu
 
 
 def conjugate_gradients(system: Callable[[Tensor], Tensor], target: Tensor, iterations: int) -> Tensor:
-    """u with system(u) = target, for each sample of the batch by itself, from u = 0; `system` is linear and positive definite."""
+    """u with system(u) = target, for each sample of the batch by itself, from u = 0; `system` is linear and positive definite.
+
+    A network's Jacobian is neither quite symmetric nor positive, and a step along a direction of almost no curvature leads far away: the
+    last iterate is returned whose residual is not larger than that of u = 0.
+    """
     u, residual = torch.zeros_like(target), target
     direction, energy = residual, inner(residual, residual)
+    kept, start = u, energy
     for _ in range(iterations):
         image = system(direction)
         step = _ratio(energy, inner(direction, image))
@@ -74,8 +79,8 @@ def conjugate_gradients(system: Callable[[Tensor], Tensor], target: Tensor, iter
         residual = residual - broadcast(step, image) * image
         now = inner(residual, residual)
         direction = residual + broadcast(_ratio(now, energy), direction) * direction
-        energy = now
-    return u
+        kept, energy = torch.where(broadcast(now <= start, u), u, kept), now
+    return kept
 
 
 def _ratio(a: Tensor, b: Tensor) -> Tensor:

@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from medgen.core.errors import MedgenError, nearest
+from medgen.core.model import Moments
+from medgen.core.task import MOMENTS
 
 
 def pick(inputs: Mapping[str, Any], name: str) -> Tensor:
@@ -43,6 +45,11 @@ def vector(inputs: Mapping[str, Any], attributes: Mapping[str, int]) -> Tensor |
             continue
         parts.append(one_hot(checked(value.long(), name, classes), classes).float())
     return torch.cat(parts, 1) if parts else None
+
+
+def cached(batch: Mapping[str, Any]) -> Moments | None:
+    """The target's latent moments, where the data carry them."""
+    return Moments(*batch[MOMENTS].unbind(1)) if MOMENTS in batch else None
 
 
 def checked(index: Tensor, name: str, classes: int) -> Tensor:

@@ -9,7 +9,7 @@ from medgen.core.condition import Condition
 from medgen.core.model import Example
 from medgen.core.random import Rng
 from medgen.core.task import Metric, Task
-from medgen.tasks.encoding import dense, stacked, vector
+from medgen.tasks.encoding import cached, dense, stacked, vector
 
 
 class Synthesis(Task):
@@ -30,4 +30,4 @@ class Synthesis(Task):
         return Condition(vector=vector(inputs, self.attributes), dense=dense(inputs, (), self.labels))
 
     def example(self, batch: Mapping[str, Any], rng: Rng) -> Example:
-        return Example(stacked(batch, self.target), self.condition(batch))
+        return Example(stacked(batch, self.target), self.condition(batch), moments=cached(batch))

@@ -13,6 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from medgen.core.picture import gray, montage, upright
+from medgen.training import ranks
 
 
 class Log(L.Callback):
@@ -50,11 +51,12 @@ class SampleGrid(L.Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         seen = pl_module.validation
-        if not seen.made or not trainer.is_global_zero:
+        if not seen.batches or not trainer.is_global_zero:
             return
         from PIL import Image
 
-        rows = [_planes(images, self.cases) for images in (seen.given, seen.made, seen.real) if images]
+        columns = [[getattr(batch, kind) for batch in seen.batches] for kind in ("given", "made", "real")]
+        rows = [_planes(images, self.cases) for images in columns if images[0] is not None]
         self.folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(montage(rows)).save(self.folder / f"step_{pl_module.step:06d}.png")
 
@@ -73,7 +75,10 @@ def _planes(images: list[Tensor], cases: int) -> list[np.ndarray]:
 
 
 class GracefulStop(L.Callback):
-    """Ctrl-C and SIGTERM stop the run between two optimizer steps, where it can be resumed exactly. A second one is immediate."""
+    """Ctrl-C and SIGTERM stop the run between two optimizer steps, where it can be resumed exactly. A second one is immediate.
+
+    Ranks hear of a signal at different moments, so they agree on it where all pass: after steps and before batches of a validation.
+    """
 
     def __init__(self) -> None:
         self.requested = False
@@ -86,13 +91,16 @@ class GracefulStop(L.Callback):
             if self.requested:
                 raise KeyboardInterrupt
             self.requested = True
-            trainer.should_stop = trainer.should_stop or bool(trainer.validating)
 
         if threading.current_thread() is threading.main_thread():
             self._before = {n: signal.signal(n, request) for n in (signal.SIGINT, signal.SIGTERM)}
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if self.requested and pl_module.step % pl_module.accumulate == 0:
+        if pl_module.step % pl_module.accumulate == 0 and ranks.anywhere(self.requested):
+            trainer.should_stop = True
+
+    def on_validation_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        if ranks.anywhere(self.requested):
             trainer.should_stop = True
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: Any) -> None:
@@ -131,7 +139,7 @@ class ProgressBar(L.pytorch.callbacks.ProgressBar):
         rate = (pl_module.step - self._first) / max(now - self._since, 1e-9)
         losses = "  ".join(f"{k} {float(v):.4g}" for k, v in pl_module.terms.items() if not k.endswith("_norm"))
         values = "  ".join(f"{k} {v:.4g}" for k, v in pl_module.validation.values.items() if k.endswith(pl_module.task.metric.name))
-        text = f"{losses}  {values}  {rate * len(batch['index']):.1f} images/s"
+        text = f"{losses}  {values}  {rate * len(batch['index']) * ranks.world():.1f} images/s"
         if self._live:
             self._bar.update(self._task, completed=pl_module.step, description=text)
         else:

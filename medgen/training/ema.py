@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from medgen.core.errors import MedgenError, nearest
+from medgen.training import ranks
 
 
 class Average:
@@ -71,7 +72,7 @@ class Average:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.updates = int(state["updates"])
         for name, tensor in state["shadow"].items():
-            self.shadow[name].copy_(tensor)
+            self.shadow[name].copy_(ranks.placed(tensor, self.shadow[name]))
 
 
 class EMA(L.Callback):
@@ -96,7 +97,7 @@ class EMA(L.Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         shadow = self.average.shadow
         live = self.average._live()
-        self.average.shadow = {n: t.to(live[n].device) for n, t in shadow.items()}
+        self.average.shadow = {n: ranks.placed(t, live[n]) for n, t in shadow.items()}
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         done, remainder = divmod(pl_module.step, pl_module.accumulate)

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from medgen.core.errors import MedgenError
+from medgen.training import ranks
 from medgen.training.ema import EMA
 
 Export = Callable[[Path, Mapping[str, Tensor]], None]
@@ -48,21 +49,23 @@ class Checkpoints(L.Callback):
     def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         metric = pl_module.task.metric
         value = pl_module.validation.values.get(f"val/{metric.name}")
-        if value is None or value != value or not trainer.is_global_zero:
+        if value is None or value != value:
             return
         if self.best is None or (value > self.best if metric.best == "max" else value < self.best):
             self.best = value
-            with replacing(self.folder / "best") as partial:
-                self.export(partial, self._exported(pl_module))
+            exported = self._exported(pl_module)
+            if trainer.is_global_zero:
+                with replacing(self.folder / "best") as partial:
+                    self.export(partial, exported)
             if self.saved == pl_module.step:  # a resumed run must know of this best
                 self.save_last(trainer, pl_module)
 
     def save_last(self, trainer: L.Trainer, pl_module: Any) -> None:
-        if not trainer.is_global_zero:
-            return
-        with replacing(self.folder / "last") as partial:
-            self.export(partial, self._exported(pl_module))
-            torch.save(self._training_state(trainer, pl_module), partial / "training.pt")
+        exported, state = self._exported(pl_module), self._training_state(trainer, pl_module)  # all ranks: it may put shards together
+        if trainer.is_global_zero:
+            with replacing(self.folder / "last") as partial:
+                self.export(partial, exported)
+                torch.save(state, partial / "training.pt")
         self.saved = pl_module.step
 
     def restore(self, trainer_state: Mapping[str, Any], pl_module: Any) -> None:
@@ -73,7 +76,7 @@ class Checkpoints(L.Callback):
 
     def _exported(self, pl_module: Any) -> Mapping[str, Tensor]:
         average = self.ema.average if self.ema else None
-        return average.averaged_state() if average else pl_module.model.state_dict()
+        return ranks.whole(average.averaged_state() if average else pl_module.model.state_dict())
 
     def _training_state(self, trainer: L.Trainer, pl_module: Any) -> dict[str, Any]:
         scaler = getattr(trainer.precision_plugin, "scaler", None)
@@ -81,9 +84,9 @@ class Checkpoints(L.Callback):
             "step": pl_module.step,
             "skipped": pl_module.skipped,
             "best": self.best,
-            "model": pl_module.model.state_dict(),
-            "optimizers": [o.state_dict() for o in trainer.optimizers],
-            "ema": self.ema.average.state_dict() if self.ema and self.ema.average else None,
+            "model": ranks.whole(pl_module.model.state_dict()),
+            "optimizers": [ranks.whole(o.state_dict()) for o in trainer.optimizers],
+            "ema": ranks.whole(self.ema.average.state_dict()) if self.ema and self.ema.average else None,
             "scaler": scaler.state_dict() if scaler is not None else None,
         }
 
@@ -96,12 +99,22 @@ class Resume(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         for optimizer, state in zip(trainer.optimizers, self.state["optimizers"], strict=True):
-            optimizer.load_state_dict(state)
+            optimizer.load_state_dict(placed_state(optimizer, state))
         if self.ema and self.state["ema"]:
             self.ema.average.load_state_dict(self.state["ema"])
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         if scaler is not None and self.state["scaler"]:
             scaler.load_state_dict(self.state["scaler"])
+
+
+def placed_state(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> dict[str, Any]:
+    """An optimizer's saved state with moments spread over the ranks where their parameters are."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    moments = {
+        i: {k: ranks.placed(v, parameters[i]) if v.shape == parameters[i].shape and v.ndim else v for k, v in values.items()}
+        for i, values in state["state"].items()
+    }
+    return {**state, "state": moments}
 
 
 def read_training_state(folder: Path) -> dict[str, Any]:

@@ -126,6 +126,8 @@ class PhantomData:
 class PhantomCases:
     """The cases of one split: `count` subjects from index `first` of the population. The first 64 MiB drawn in a process are kept."""
 
+    varies = False
+
     def __init__(self, data: PhantomData, first: int, count: int):
         self.data, self.first, self.count = data, first, count
         self._each = data.slices if len(data.size) == 2 else 1

@@ -1,9 +1,9 @@
-"""Pretrained models in one line: `load`, then `generate` or `translate`; volumes come back with units and geometry."""
+"""A checkpoint as something to use: `generate`, `translate`, `reconstruct`."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,11 +20,13 @@ from medgen.core.contract import Contract
 from medgen.core.errors import MedgenError, nearest
 from medgen.core.geometry import Placement, centred_affine, reoriented, resampled, resampled_like, rimmed
 from medgen.core.model import GenerativeModel
+from medgen.core.operator import Operator, Sampling
 from medgen.core.random import Rng
 from medgen.core.task import Task
 from medgen.core.volume import Volume
 from medgen.core.windows import blended
 from medgen.data.checks import check_labels, check_pair, one_plane, opened
+from medgen.inference.reconstruction import Acquisition, Reconstructed, reconstruct, simulated
 from medgen.samplers.choice import renewed
 from medgen.zoo import find
 
@@ -102,7 +104,13 @@ class Pretrained:
             )
 
     def generate(
-        self, n: int = 1, seed: int = 0, given: Mapping[str, Any] | None = None, size: Sequence[int] | None = None, batch: int = 8
+        self,
+        n: int = 1,
+        seed: int = 0,
+        given: Mapping[str, Any] | None = None,
+        size: Sequence[int] | None = None,
+        batch: int = 8,
+        only: Sequence[int] | None = None,
     ) -> list[Volume]:
         """`n` new images; image i is the same whatever `n` and `batch`. They lie where a given label map lies, else around the origin.
 
@@ -110,12 +118,18 @@ class Pretrained:
             given: attribute -> value (one for all, or n of them); label map -> file, Volume or array (*S) on the model's grid.
             size: another grid than the one in the contract.
             batch: images made at once.
+            only: make these of the n images, such as range(1, n, 2); None makes all.
 
         Raises:
-            MedgenError: a model that needs source images, a condition that it does not take or that is missing, a value out of range.
+            MedgenError: a model that needs source images or is a codec, a condition that it does not take or that is missing, a value out
+                of range.
         """
+        if self.model.caveat:
+            raise MedgenError(self.model.caveat)
         if self.task.source:
             raise MedgenError(f"this model makes {self._targets} from {', '.join(self.task.source)}: use translate")
+        if self.task.operator is not None:
+            raise MedgenError(f"this model makes {self._targets} from measurements: use reconstruct")
         if n < 0 or batch < 1:
             raise MedgenError(f"expected n of at least 0 and batch of at least 1, got n={n} and batch={batch}")
         size = self._size(size)
@@ -123,12 +137,14 @@ class Pretrained:
         labels = {name: self._label_volume(name, (given or {})[name]) for name in self.task.labels if name in (given or {})}
         inputs = self._given({**(given or {}), **labels}, n, size)
         place = next((v.affine for v in labels.values() if v.affine is not None and self.contract.spacing is not None), None)
-        made = []
-        for first in range(0, n, batch):
-            rows = slice(first, min(first + batch, n))
+        wanted = list(range(n) if only is None else only)
+        volumes = []
+        for first in range(0, len(wanted), batch):
+            rows = wanted[first : first + batch]
             condition = self.task.condition({k: v[rows] for k, v in inputs.items()}).to(self.device)
-            made.append(self.sample(condition, size, Rng(seed, 0, range(n)[rows], self.device)))
-        return [self._volume(x, place, seed, i) for i, x in enumerate(torch.cat(made).numpy())] if made else []
+            made = self.sample(condition, size, Rng(seed, 0, rows, self.device))
+            volumes += [self._volume(x, place, seed, i) for i, x in zip(rows, made.numpy(), strict=True)]
+        return volumes
 
     def translate(
         self, image: Image | Mapping[str, Image], seed: int = 0, given: Mapping[str, Any] | None = None, draws: int = 1
@@ -150,6 +166,40 @@ class Pretrained:
             array = resampled_like(rimmed(grid.with_array(made)), first.shape, first.affine, fill=BACKGROUND).array
         meta = {**first.meta, **self._meta(seed), "scale": self._scale}
         return first.with_array(self._inverse(array), units=self._units, meta=meta)
+
+    def simulate(
+        self,
+        image: Image,
+        operator: Operator | None = None,
+        sampling: Sampling | None = None,
+        noise: float | None = None,
+        seed: int = 0,
+    ) -> Acquisition:
+        """Measure an image (a file or Volume) on the model's grid, for `reconstruct`.
+
+        Args:
+            operator, sampling: how; None is the task's, for a prior the masked Fourier transform of one coil at 4 x.
+            noise: standard deviation of each real component, in network units (full contrast is 2); None is the task's, or 0.02.
+        """
+        check_seed(seed)
+        volume = _plane(opened(image, self.task.target[0]), self.task.target[0])
+        self._check_axes(volume, self.task.target[0])
+        return simulated(self, volume, operator, sampling, noise, seed)
+
+    def reconstruct(
+        self,
+        acquired: Acquisition,
+        solver: str | Callable[..., Tensor] = "mmps",
+        options: Mapping[str, Any] | None = None,
+        draws: int = 8,
+        seed: int = 0,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Reconstructed:
+        """Image, standard deviation and residual from a measurement: see `medgen.inference.reconstruction.reconstruct`."""
+        check_seed(seed)
+        if draws < 1:
+            raise MedgenError(f"draws must be at least 1, got {draws}")
+        return reconstruct(self, acquired, solver, options, draws, seed, progress)
 
     def read_sources(self, image: Image | Mapping[str, Image]) -> dict[str, Volume]:
         """The source channels as volumes that share a grid."""
@@ -331,6 +381,8 @@ def golden(pretrained: Pretrained, size: int = 16) -> dict[str, Any]:
     inputs = {name: ramp for name in contract.source}
     inputs |= {name: torch.zeros(1, 1, *shape) for name in contract.labels}
     inputs |= {name: torch.zeros(1) for name in contract.attributes}
+    if pretrained.task.operator is not None:
+        inputs["measurement"] = pretrained.task.measure(ramp.expand(1, len(contract.target), *shape), Rng(0, 1, [0]))
     made = pretrained.sample(pretrained.task.condition(inputs).to(pretrained.device), shape, Rng(0, 0, [0], pretrained.device)).flatten()
     chosen = made[torch.linspace(0, len(made) - 1, 8).long()]
     return {"size": size, "values": [round(float(v), 6) for v in chosen], "tolerance": 2e-3}

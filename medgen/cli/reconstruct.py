@@ -1,0 +1,249 @@
+"""`medgen reconstruct`: image, standard deviation map and residual from a measurement."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from medgen.cli.loading import pretrained
+from medgen.core.errors import MedgenError, nearest
+from medgen.core.geometry import reoriented
+from medgen.core.operator import Operator, Sampling
+from medgen.core.volume import WRITERS, Volume, writable
+from medgen.data.checks import opened
+from medgen.inference import Acquisition, Pretrained, Reconstructed
+from medgen.inference.reconstruction import rows_of, slice_axis
+from medgen.metrics.pixel import psnr
+from medgen.operators.downsample import Downsample
+from medgen.operators.identity import Identity
+from medgen.operators.inpaint import Inpaint
+from medgen.operators.mri import MaskedFourier
+from medgen.operators.sampling import Complete, Holes, Lines
+
+OPERATORS = ("fourier", "inpaint", "downsample", "identity")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Write the image, `<name>_std`, `<name>_view` and `<name>.json`; nothing existing is replaced without `--overwrite`."""
+    paths = outputs(Path(options.output), options.overwrite)
+    model = pretrained(options)
+    acquired = simulated(model, options) if options.simulate else measured(model, options)
+    acquired = chosen_slices(acquired, options.slices)
+    if acquired.grid is None and paths["image"].name.endswith((".nii", ".nii.gz")):
+        raise MedgenError(f"{paths['image'].name}: a NIfTI needs an affine, and this result has no geometry; write .npy or .png")
+    made = model.reconstruct(acquired, options.solver, settings(options), options.draws, options.seed, told)
+    made.image.save(paths["image"], options.overwrite)
+    made.view.save(paths["view"], options.overwrite)
+    if made.std is not None:
+        made.std.save(paths["std"], options.overwrite)
+    report = summary(acquired, made, model)
+    paths["json"].write_text(
+        json.dumps({**report, "solver": options.solver, "seed": options.seed, "draws": len(made.samples)}, indent=2) + "\n"
+    )
+    print("\n".join(sentence(paths, report, made)))
+
+
+def outputs(path: Path, overwrite: bool) -> dict[str, Path]:
+    """The files that will be written, refused early where one exists."""
+    ending = next((e for e in WRITERS if path.name.lower().endswith(e)), None)
+    stem = path.name[: -len(ending)] if ending else path.name
+    paths = {"image": path} | {k: path.with_name(f"{stem}_{k}{ending}") for k in ("std", "view")}
+    for each in paths.values():
+        writable(each, overwrite)
+    paths["json"] = path.with_name(f"{stem}.json")
+    if paths["json"].exists() and not overwrite:
+        raise MedgenError(f"{paths['json']} exists; choose another name or pass --overwrite")
+    return paths
+
+
+def simulated(model: Pretrained, options: argparse.Namespace) -> Acquisition:
+    """A measurement of the image in INPUT by the model's operator, or by the one that the options name."""
+    name, own = options.operator, model.task.operator
+    operator = sampling = None
+    if name is not None or own is None:
+        operator, sampling = _operator(name or "fourier", options), _sampling(name or "fourier", options)
+    elif isinstance(own, MaskedFourier) and (options.pattern or options.acceleration):
+        sampling = _sampling("fourier", options)
+    return model.simulate(options.input, operator, sampling, options.noise, options.seed)
+
+
+def measured(model: Pretrained, options: argparse.Namespace) -> Acquisition:
+    """What INPUT holds, as it is."""
+    if options.noise is None:
+        raise MedgenError("a measurement needs --noise, the standard deviation of its real components; or measure an image with --simulate")
+    own = {MaskedFourier: "fourier", Inpaint: "inpaint", Downsample: "downsample", Identity: "identity"}.get(type(model.task.operator))
+    name = options.operator or own or "fourier"
+    if name == "fourier":
+        return kspace(model, options)
+    operator, volume = _operator(name, options), opened(options.input, "INPUT")
+    if isinstance(operator, Downsample):
+        return _larger_voxels(model, options, operator, volume)
+    volume = model.regridded(volume)
+    axis = slice_axis(model, volume)
+    y = torch.from_numpy(rows_of(volume.array, axis))
+    state = {"mask": _known(model, options, volume, axis)} if name == "inpaint" else {}
+    return Acquisition(y, operator, state, options.noise, tuple(y.shape[2:]), volume, axis)
+
+
+def _larger_voxels(model: Pretrained, options: argparse.Namespace, operator: Downsample, volume: Volume) -> Acquisition:
+    """INPUT on its own grid, which must be the model's with cells of `factors` voxels."""
+    spacing = model.contract.spacing
+    if spacing is not None and volume.affine is not None:
+        volume = reoriented(volume, model.contract.orientation or "RAS")
+    axis = slice_axis(model, volume)
+    if len(operator.factors) != model.contract.spatial_dims:
+        raise MedgenError(f"--factors has {len(operator.factors)} numbers for a model of {model.contract.spatial_dims} axes")
+    finer = refined(volume, operator.factors, axis)
+    if spacing is not None and finer.affine is not None:
+        wrong = [a for a in range(3) if a != axis and abs(finer.spacing[a] / spacing[a] - 1) > 0.05]
+        if wrong:
+            found, expected = (" x ".join(f"{s:.3g}" for s in sizes) for sizes in (finer.spacing, spacing))
+            raise MedgenError(
+                f"{options.input}: divided by --factors its voxels measure {found} mm, the model's {expected}; resample it first"
+            )
+    y = torch.from_numpy(rows_of(volume.array, axis))
+    size = tuple(n * f for n, f in zip(y.shape[2:], operator.factors, strict=True))
+    return Acquisition(y, operator, {}, options.noise, size, finer, axis)
+
+
+def refined(volume: Volume, factors: Sequence[int], axis: int | None) -> Volume:
+    """The grid of the image whose cells are the voxels of `volume`."""
+    factors = list(factors) if axis is None else [*factors[:axis], 1, *factors[axis:]]
+    array = volume.array
+    for place, factor in enumerate(factors, 1):
+        array = array.repeat(factor, place)
+    affine = None
+    if volume.affine is not None:
+        inward = np.diag([*(1 / f for f in factors), 1.0])
+        inward[:3, 3] = [(1 / f - 1) / 2 for f in factors]
+        affine = volume.affine @ inward
+    return volume.with_array(array, affine=affine)
+
+
+def kspace(model: Pretrained, options: argparse.Namespace) -> Acquisition:
+    """Complex .npy: (*S) or (slices, *S), with --maps (coils, *S) or (slices, coils, *S); zero frequency in the centre."""
+    y, dims = _array(options.input), model.contract.spatial_dims
+    if not np.iscomplexobj(y):
+        raise MedgenError(f"{options.input}: k-space is complex and this array is {y.dtype}; to measure an image pass --simulate")
+    maps = None if options.maps is None else torch.from_numpy(_array(options.maps).astype(np.complex64))
+    expected = dims + (maps is not None)
+    if y.ndim not in (expected, expected + 1):
+        form = "coils and the grid" if maps is not None else "the grid (for several coils pass --maps)"
+        raise MedgenError(
+            f"{options.input}: shape {y.shape}; expected {form}, with or without a slice axis in front: {expected} or one more axes"
+        )
+    y = torch.from_numpy(y.astype(np.complex64)).reshape(-1 if y.ndim > expected else 1, *y.shape[-expected:])
+    y = y if maps is not None else y[:, None]
+    state: dict[str, Tensor] = {}
+    if maps is not None:
+        if tuple(maps.shape[-dims:]) != tuple(y.shape[-dims:]) or maps.shape[-dims - 1] != y.shape[1]:
+            raise MedgenError(f"{options.maps}: maps of shape {tuple(maps.shape)} do not fit k-space of shape {tuple(y.shape[1:])}")
+        state["maps"] = maps.reshape(-1, *maps.shape[-expected:])
+    if options.mask is None:
+        mask = (y != 0).any(1, keepdim=True)
+    else:
+        mask = torch.from_numpy(_array(options.mask) != 0)
+        mask = mask.expand(y.shape[-dims:]).reshape(1, 1, *y.shape[-dims:])
+    state["mask"] = mask.float()
+    return Acquisition(y, MaskedFourier(), state, options.noise, tuple(y.shape[2:]))
+
+
+def chosen_slices(acquired: Acquisition, text: str | None) -> Acquisition:
+    """Slices first:last of a volume."""
+    if text is None:
+        return acquired
+    first, _, last = text.partition(":")
+    if not (first.isdecimal() and last.isdecimal() and int(first) < int(last) <= len(acquired)):
+        raise MedgenError(f"--slices takes FIRST:LAST within 0:{len(acquired)}, got '{text}'")
+    return acquired[int(first) : int(last)]
+
+
+def settings(options: argparse.Namespace) -> dict[str, Any]:
+    """`--option name=value`, numbers and true / false read as such, with `--steps`."""
+    from omegaconf import OmegaConf
+
+    wrong = [item for item in options.option if "=" not in item]
+    if wrong:
+        raise MedgenError(f"--option takes NAME=VALUE, got '{wrong[0]}'")
+    values = {k: OmegaConf.create(f"v: {v}").v for k, _, v in (item.partition("=") for item in options.option)}
+    return values if options.solver_steps is None else {**values, "steps": options.solver_steps}
+
+
+def summary(acquired: Acquisition, made: Reconstructed, model: Pretrained) -> dict[str, Any]:
+    """Residual, noise, sampling and, where the truth is known, PSNR over the model's contrast."""
+    report: dict[str, Any] = {"residual_over_noise": round(made.residual, 4), "noise": acquired.noise, "slices": len(acquired)}
+    if "mask" in acquired.state:
+        report["measured_share"] = round(float(acquired.state["mask"].mean()), 4)
+    if acquired.truth is None:
+        return report
+    mapping = model.contract.map_of(model.task.target[0])
+    ends = mapping.fit(acquired.truth)
+    contrast = float(mapping.inverse(1.0, **ends) - mapping.inverse(-1.0, **ends))
+    truth = torch.from_numpy(acquired.truth)
+    for name, rows in (("image", made.samples.mean(0)), ("view", rows_of(made.view.array, acquired.axis))):
+        report[f"psnr_{name}"] = round(float(psnr(torch.from_numpy(rows)[None], truth[None], contrast)), 3)
+    return report
+
+
+def sentence(paths: dict[str, Path], report: dict[str, Any], made: Reconstructed) -> list[str]:
+    """What is told at the end."""
+    lines = [f"{paths['image']}: {len(made.samples)} draw{'s' if len(made.samples) > 1 else ''}, residual {made.residual:.2f} x the noise"]
+    if "psnr_image" in report:
+        lines.append(f"PSNR {report['psnr_image']:.2f} dB; what the measurement alone shows: {report['psnr_view']:.2f} dB")
+    lines.append(f"standard deviation: {paths['std']}" if made.std is not None else "no standard deviation: the answer is a single one")
+    return lines
+
+
+def told(done: int, total: int) -> None:
+    end = "\n" if done == total else ""
+    if sys.stderr.isatty() or end:
+        print(f"\r{done}/{total} slices drawn", end=end, file=sys.stderr, flush=True)
+
+
+def _operator(name: str, options: argparse.Namespace) -> Operator:
+    if name not in OPERATORS:
+        raise MedgenError(f"no operator '{name}'; {nearest(name, OPERATORS)}")
+    if name == "downsample" and not options.factors:
+        raise MedgenError("--operator downsample needs --factors, one per axis, such as --factors 2 2")
+    return (
+        {"fourier": MaskedFourier, "inpaint": Inpaint, "identity": Identity}[name]()
+        if name != "downsample"
+        else Downsample(options.factors)
+    )
+
+
+def _sampling(name: str, options: argparse.Namespace) -> Sampling:
+    if name == "fourier":
+        return Lines(options.pattern or "equispaced", options.acceleration or 4, options.centre)
+    return Holes() if name == "inpaint" else Complete()
+
+
+def _known(model: Pretrained, options: argparse.Namespace, volume: Volume, axis: int | None) -> Tensor:
+    if options.mask is None:
+        raise MedgenError("--operator inpaint needs --mask: an image that is 1 where INPUT is known and 0 in the hole")
+    mask = model.regridded(opened(options.mask, "--mask"), labels=True)
+    if mask.shape != volume.shape:
+        raise MedgenError(f"--mask has the grid {mask.shape}, INPUT {volume.shape}: they must share it")
+    return torch.from_numpy(rows_of(mask.array[:1] != 0, axis))
+
+
+def _array(path: str) -> np.ndarray:
+    try:
+        array = np.load(path, allow_pickle=False)
+    except FileNotFoundError as error:
+        raise MedgenError(f"{path}: no such file") from error
+    except (OSError, EOFError, ValueError) as error:
+        raise MedgenError(
+            f"{path}: not a plain .npy array ({(str(error).splitlines() or ['damaged'])[0]}); save it with numpy.save"
+        ) from error
+    if not np.isfinite(array).all():
+        raise MedgenError(f"{path} holds NaN or infinite values; repair or mask them first")
+    return array

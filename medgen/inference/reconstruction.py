@@ -1,0 +1,309 @@
+"""Reconstruction with a pretrained model: from what was measured to an image, its uncertainty and its residual."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from medgen.checkpoint import build
+from medgen.cli.configs import config_dir
+from medgen.core.condition import Condition, Measurement
+from medgen.core.errors import MedgenError, nearest
+from medgen.core.operator import Operator, Sampling
+from medgen.core.random import Rng
+from medgen.core.volume import Volume
+from medgen.operators.mri import MaskedFourier
+from medgen.operators.sampling import Lines
+from medgen.samplers.choice import renewed
+from medgen.solvers.consistency import consistent
+from medgen.solvers.posterior import measured_noise
+
+if TYPE_CHECKING:
+    from medgen.inference.pretrained import Pretrained
+
+BATCH = 8
+
+
+@dataclass(frozen=True)
+class Acquisition:
+    """What a machine measured of one image, in the image's own units: y = A x + noise.
+
+    Attributes:
+        y: (N, ...) as the operator gives it, with N = 1 for a plain picture or a 3D model, else one entry per slice.
+        operator: A.
+        state: masks and coil maps of the operator, (N, ...) or (1, ...) where all slices share them.
+        noise: standard deviation of each real component of y, in the units of y.
+        size: grid of the image, *S of the model.
+        grid: a volume on the model's grid whose geometry the result takes, or None for a result without geometry.
+        axis: the axis of `grid` that the slices are cut across, or None.
+        truth: (N, C, *S) what was measured, where it is known, in stored units.
+    """
+
+    y: Tensor
+    operator: Operator
+    state: Mapping[str, Tensor]
+    noise: float
+    size: tuple[int, ...]
+    grid: Volume | None = None
+    axis: int | None = None
+    truth: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def __getitem__(self, rows: slice) -> Acquisition:
+        """Some neighbouring slices, at their place in the world."""
+        if not range(len(self))[rows]:
+            raise MedgenError(f"no slices {rows.start}:{rows.stop} of {len(self)}; the first is 0")
+        state = {k: v if len(v) == 1 else v[rows] for k, v in self.state.items()}
+        truth = None if self.truth is None else self.truth[rows]
+        return replace(self, y=self.y[rows], state=state, grid=self._slab(rows), truth=truth)
+
+    def _slab(self, rows: slice) -> Volume | None:
+        if self.grid is None or self.axis is None:
+            return self.grid
+        affine = None if self.grid.affine is None else np.array(self.grid.affine)
+        if affine is not None:
+            affine[:3, 3] += range(len(self))[rows].start * affine[:3, self.axis]
+        return self.grid.with_array(self.grid.array[(slice(None),) * (self.axis + 1) + (rows,)], affine=affine)
+
+
+@dataclass(frozen=True)
+class Reconstructed:
+    """What a measurement says about an image.
+
+    Attributes:
+        image: the mean of the draws.
+        std: their standard deviation, voxel by voxel; None for a single draw or a model that always answers the same.
+        residual: root mean square of y - A x over the noise, mean over slices and draws; near 1 where a draw explains the measurement.
+        view: what the measurement alone shows, such as the zero-filled image.
+        samples: (draws, N, C, *S) in stored units.
+    """
+
+    image: Volume
+    std: Volume | None
+    residual: float
+    view: Volume
+    samples: np.ndarray = field(repr=False)
+
+
+def simulated(
+    model: Pretrained,
+    volume: Volume,
+    operator: Operator | None = None,
+    sampling: Sampling | None = None,
+    noise: float | None = None,
+    seed: int = 0,
+) -> Acquisition:
+    """A measurement of an image on the model's grid. What is None is the task's, or for a prior one coil, 4 x, noise 0.02.
+
+    Args:
+        noise: in network units (full contrast is 2).
+    """
+    task = model.task
+    operator = operator or task.operator or MaskedFourier()
+    if sampling is None:
+        sampling = task.sampling if task.operator is not None else Lines()
+    low, high = (noise, noise) if noise is not None else (task.noise if task.operator is not None else (0.02, 0.02))
+    channel = model.task.target[0]
+    on_grid = model.regridded(volume)
+    axis = slice_axis(model, on_grid)
+    x = torch.from_numpy(rows_of(on_grid.array, axis))
+    mapping = model.contract.map_of(channel)
+    contrast, _ = _affine(mapping, mapping.fit(on_grid.array))
+    std = (low * high) ** 0.5 / contrast
+    rng = Rng(seed, 0, range(len(x)))
+    state = sampling.draw(tuple(x.shape), rng)
+    measured = operator.measure(x, state, torch.full((len(x),), std), rng)
+    return Acquisition(measured.y, operator, state, std, tuple(x.shape[2:]), on_grid, axis, x.numpy())
+
+
+def reconstruct(
+    model: Pretrained,
+    acquired: Acquisition,
+    solver: str | Callable[..., Tensor] = "mmps",
+    options: Mapping[str, Any] | None = None,
+    draws: int = 8,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> Reconstructed:
+    """Draw images that fit `acquired`, and say how sure they are.
+
+    A model of the reconstruction task is asked directly, and its answer is made consistent with the measurement; any other model is
+    a prior, which `solver` turns into posterior samples without training.
+
+    Args:
+        solver: "mmps", "dps" or an object such as `medgen.solvers.posterior.Posterior`; for priors only.
+        options: settings of a named solver, such as {"steps": 60, "guidance.iterations": 5}; for a model of the reconstruction task
+            {"consistency": False} leaves its answer as it is.
+        draws: samples; image and standard deviation are over these.
+        progress: called with (slices drawn, slices to draw).
+
+    Raises:
+        MedgenError: a model that cannot denoise, one that was trained for another operator, measurements of another shape.
+    """
+    problem = _problem(model, acquired)
+    ask = _direct(model, options or {}) if model.task.operator is not None else _zero_shot(model, solver, options or {})
+    one_answer = not _is_random(model)
+    draws = 1 if one_answer else draws
+    pairs = [(draw, row) for draw in range(draws) for row in range(len(acquired))]
+    made, residuals = [], []
+    for first in range(0, len(pairs), BATCH):
+        part = pairs[first : first + BATCH]
+        rows = torch.tensor([row for _, row in part], device=model.device)
+        measured = problem.measured.map(lambda t, rows=rows: t[rows])
+        x = ask(measured, (len(part), len(model.task.target), *acquired.size), Rng(seed, 0, [draw for draw, _ in part], model.device))
+        made.append(x.float().cpu())
+        residuals.append((measured.operator.residual(x, measured) / measured.noise).cpu())
+        if progress:
+            progress(first + len(part), len(pairs))
+    samples = problem.stored(torch.cat(made).unflatten(0, (draws, -1)).numpy())
+    std = None if draws == 1 else _volume(model, acquired, samples.std(0, ddof=1), f"{model._units} (standard deviation)")
+    return Reconstructed(
+        _volume(model, acquired, samples.mean(0)), std, float(torch.cat(residuals).mean()), problem.view(model, acquired), samples
+    )
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """A measurement in network units, with the affine intensity map x = scale v + offset that brought it there."""
+
+    measured: Measurement
+    scale: float
+    offset: float
+
+    def stored(self, x: np.ndarray) -> np.ndarray:
+        return ((x - self.offset) / self.scale).astype(np.float32)
+
+    def view(self, model: Pretrained, acquired: Acquisition) -> Volume:
+        """The first channel that a network would be shown; voxels that nothing is known of stand at zero signal."""
+        view = self.measured.operator.view(self.measured.y, self.measured.state)[:, :1]
+        return _volume(model, acquired, self.stored(view.float().cpu().numpy()))
+
+
+def _problem(model: Pretrained, acquired: Acquisition) -> _Problem:
+    """Checks, and y in network units: A is linear and the intensity map affine, so A (scale v + offset) = scale y + A offset."""
+    _check_task(model, acquired)
+    y, device = acquired.y, model.device
+    state = {k: v.expand(len(y), *v.shape[1:]).to(device) for k, v in acquired.state.items()}
+    shape = (len(y), len(model.task.target), *acquired.size)
+    expected = acquired.operator.shape(shape, state)
+    if tuple(y.shape) != tuple(expected):
+        raise MedgenError(f"the measurement has shape {tuple(y.shape)}; for images of {acquired.size} this operator gives {expected}")
+    y = y.to(device)
+    mapping = model.contract.map_of(model.task.target[0])
+    scale, offset = _affine(mapping, mapping.fit(acquired.operator.view(y, state)[:, :1].float().cpu().numpy()))
+    zero = acquired.operator.measured(acquired.operator(torch.full(shape, offset, device=device), state), state)
+    noise = torch.full((len(y),), acquired.noise * scale, device=device)
+    measured = Measurement(acquired.operator.measured(y, state) * scale + zero, acquired.operator, state, noise)
+    measured_noise(Condition(measurement=measured))
+    return _Problem(measured, scale, offset)
+
+
+def _check_task(model: Pretrained, acquired: Acquisition) -> None:
+    own, given, task = model.task.operator, acquired.operator, model.task
+    if own is not None and type(own) is not type(given):
+        raise MedgenError(
+            f"this model was trained for {type(own).__name__} and the measurement is of {type(given).__name__};"
+            " take a model of that operator, or a diffusion prior, which serves any"
+        )
+    needed = [*task.source, *task.labels, *task.attributes]
+    if needed:
+        raise MedgenError(
+            f"this model makes {', '.join(task.target)} from {', '.join(needed)}; reconstruction takes a prior without condition"
+        )
+    if len(acquired.size) != model.contract.spatial_dims:
+        raise MedgenError(f"the measurement is of images with {len(acquired.size)} axes, the model makes {model.contract.spatial_dims}")
+
+
+def _is_random(model: Pretrained) -> bool:
+    """Whether two draws differ: a regression network gives one answer, and so does a generator without latent."""
+    return hasattr(model.model, "sampler") or hasattr(model.model, "draw_latent") or getattr(model.model, "latent", 0) > 0
+
+
+def _direct(model: Pretrained, options: Mapping[str, Any]) -> Callable[..., Tensor]:
+    """A model of the reconstruction task, made consistent with the measurement."""
+    unknown = set(options) - {"consistency"}
+    if unknown:
+        raise MedgenError(f"a model of the reconstruction task takes the option 'consistency' only, got {', '.join(sorted(unknown))}")
+
+    @torch.no_grad()
+    def ask(measured: Measurement, shape: tuple[int, ...], rng: Rng) -> Tensor:
+        x = model.model.sample(model.task.condition({"measurement": measured}), shape, rng).float()
+        return consistent(x, measured) if options.get("consistency", True) else x
+
+    return ask
+
+
+def _zero_shot(model: Pretrained, solver: str | Callable[..., Tensor], options: Mapping[str, Any]) -> Callable[..., Tensor]:
+    """A prior with a solver."""
+    chosen = named_solver(solver, model, options) if isinstance(solver, str) else solver
+
+    def ask(measured: Measurement, shape: tuple[int, ...], rng: Rng) -> Tensor:
+        return chosen(model.model, Condition(measurement=measured), shape, rng)
+
+    return ask
+
+
+def named_solver(name: str, model: Pretrained, options: Mapping[str, Any] | None = None) -> Callable[..., Tensor]:
+    """The solver of `configs/solver/<name>.yaml` on the model's own noise levels.
+
+    Args:
+        options: values to change, dotted names such as "guidance.iterations".
+    """
+    from omegaconf import OmegaConf
+
+    paths = {path.stem: path for path in (config_dir() / "solver").glob("*.yaml")}
+    if name not in paths:
+        raise MedgenError(f"no solver '{name}'; {nearest(name, paths)}")
+    config = OmegaConf.load(paths[name])
+    for key, value in (options or {}).items():
+        if OmegaConf.select(config, key) is None:
+            raise MedgenError(f"solver '{name}' has no option '{key}'; {nearest(key, _leaves(OmegaConf.to_container(config)))}")
+        OmegaConf.update(config, key, value)
+    recipe = OmegaConf.to_container(config)
+    steps, sampler = recipe.pop("steps"), recipe.pop("sampler")
+    own = getattr(model.model, "sampler", None)
+    if own is None or not hasattr(own, "grid"):  # the solver itself says what it needs of a model
+        return build({**recipe, "sampler": None}, trusted=True)
+    return build({**recipe, "sampler": renewed(own, sampler, steps)}, trusted=True)
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        elif not key.startswith("_"):
+            yield f"{prefix}{key}"
+
+
+def _affine(mapping: Any, parameters: Mapping[str, float]) -> tuple[float, float]:
+    """scale and offset of x = scale v + offset."""
+    offset = float(mapping.forward(0.0, **parameters))
+    return float(mapping.forward(1.0, **parameters)) - offset, offset
+
+
+def slice_axis(model: Pretrained, volume: Volume) -> int | None:
+    """The axis that a 2D model cuts a volume across; None for pictures and 3D models."""
+    return model.contract.slice_axis if len(volume.shape) > model.contract.spatial_dims else None
+
+
+def rows_of(array: np.ndarray, axis: int | None) -> np.ndarray:
+    """(C, *grid) -> (N, C, *S) float32, slices first; N = 1 where nothing is cut."""
+    rows = array[None] if axis is None else np.moveaxis(array, axis + 1, 0)
+    return np.ascontiguousarray(rows, np.float32)
+
+
+def _volume(model: Pretrained, acquired: Acquisition, rows: np.ndarray, units: str | None = None) -> Volume:
+    """(N, C, *S) in stored units as a volume, with the geometry of the grid where there is one."""
+    axis = acquired.axis if acquired.axis is not None else 0 if len(rows) > 1 else None
+    whole = np.ascontiguousarray(rows[0] if axis is None else np.moveaxis(rows, 0, axis + 1))
+    units, meta = units or model._units, {"model": str(model.folder or "")}
+    if acquired.grid is None:
+        return Volume(whole, None, units, meta)
+    return acquired.grid.with_array(whole, units=units, meta={**acquired.grid.meta, **meta})
