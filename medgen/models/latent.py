@@ -20,7 +20,7 @@ class KLCodec(nn.Module):
     """A trained autoencoder with the mean and spread of its latent images, measured on training data and kept here.
 
     Args:
-        autoencoder: encode(x) -> Moments, decode(z, size) -> x, latent_shape; its weights stand still.
+        autoencoder: encode(x) -> Moments, decode(z, size) -> x, latent_shape, factor; its weights stand still.
     """
 
     def __init__(self, autoencoder: nn.Module):
