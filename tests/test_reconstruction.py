@@ -59,7 +59,7 @@ def test_the_posterior_of_a_white_prior_in_stored_units():
     """Identity with noise s: mean (STD^2 y + s^2 MEAN) / (STD^2 + s^2), spread STD s / sqrt(STD^2 + s^2)."""
     model, s = prior(), 0.15
     acquired = model.simulate(picture(), Identity(), Complete(), noise=s, seed=1)
-    made = model.reconstruct(acquired, draws=300)
+    made = model.reconstruct(acquired, options={"sampler": "dpmpp"}, draws=300)
     y = acquired.y.numpy()[0] / UNIT - 1
     expected = (STD**2 * y + s**2 * MEAN) / (STD**2 + s**2)
     spread = STD * s / math.hypot(STD, s)
@@ -73,11 +73,20 @@ def test_a_hole_is_filled_by_the_prior_and_what_is_known_stays():
     mask = torch.ones(1, 1, 8, 8)
     mask[..., 2:5, 2:5] = 0
     acquired = Acquisition(torch.from_numpy(image.array)[None] * mask, Inpaint(), {"mask": mask}, 0.01 * UNIT, (8, 8))
-    made = model.reconstruct(acquired, draws=200)
+    made = model.reconstruct(acquired, options={"sampler": "dpmpp"}, draws=200)
     known, hole = mask[0, 0].bool().numpy(), ~mask[0, 0].bool().numpy()
     assert np.abs(made.image.array[0] - image.array[0])[known].max() < 0.05 * UNIT
     assert float(made.image.array[0][hole].mean() / UNIT - 1) == pytest.approx(MEAN, abs=0.03)
     assert float(made.std.array[0][hole].mean() / UNIT) == pytest.approx(STD, rel=0.05)
+
+
+def test_the_default_walk_narrows_a_gaussian_by_a_tenth():
+    """What configs/solver/mmps.yaml says of itself."""
+    model = prior()
+    mask = torch.zeros(1, 1, 8, 8)
+    nothing = Acquisition(torch.zeros(1, 1, 8, 8), Inpaint(), {"mask": mask}, 1.0, (8, 8))
+    spread = float(model.reconstruct(nothing, draws=200).std.array.mean() / UNIT)
+    assert 0.85 < spread / STD < 0.95
 
 
 def test_complete_kspace_gives_the_image_back_whatever_its_units():
