@@ -270,3 +270,8 @@ def test_a_vae_with_a_prior_generates():
     model, example = VAE(autoencoder(2), kl=0.05), Example(torch.randn(2, 1, 8, 8), Condition())
     assert not model.caveat
     assert torch.equal(model.preview(example, Rng(0, 0, (0, 1))), model.sample(Condition(), (2, 1, 8, 8), Rng(0, 0, (0, 1))))
+
+
+def test_a_network_that_cannot_encode_is_refused():
+    with pytest.raises(MedgenError, match="a Identity has no encode and decode; take an autoencoder"):
+        VAE(torch.nn.Identity())

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from medgen.core.condition import Condition
+from medgen.core.errors import MedgenError
 from medgen.core.model import Example, GenerativeModel, Loss, Moments, Phase
 from medgen.core.random import Rng
 from medgen.models.adversarial import Objective
@@ -49,6 +50,9 @@ class VAE(GenerativeModel):
         start: int = 0,
     ):
         super().__init__()
+        if not callable(getattr(autoencoder, "encode", None)):
+            kind = type(autoencoder).__name__
+            raise MedgenError(f"VAE: a {kind} has no encode and decode; take an autoencoder, such as network=autoencoder")
         self.autoencoder, self.kl, self.perceptual = autoencoder, kl, perceptual
         self.critic, self.objective, self.adversarial, self.start = critic, objective, adversarial, start
 
