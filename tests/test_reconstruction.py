@@ -83,8 +83,7 @@ def test_a_hole_is_filled_by_the_prior_and_what_is_known_stays():
 def test_the_default_walk_narrows_a_gaussian_by_a_tenth():
     """What configs/solver/mmps.yaml says of itself."""
     model = prior()
-    mask = torch.zeros(1, 1, 8, 8)
-    nothing = Acquisition(torch.zeros(1, 1, 8, 8), Inpaint(), {"mask": mask}, 1.0, (8, 8))
+    nothing = Acquisition(torch.zeros(1, 1, 8, 8), Identity(), {}, 1e6, (8, 8))
     spread = float(model.reconstruct(nothing, draws=200).std.array.mean() / UNIT)
     assert 0.85 < spread / STD < 0.95
 
@@ -173,7 +172,7 @@ def test_what_is_refused():
     gan = replace(prior(), model=GAN(nn.Identity(), nn.Identity(), None, latent=4))
     with pytest.raises(MedgenError, match="a GAN cannot; use a diffusion or flow model, or train a model for the reconstruction task"):
         gan.reconstruct(acquired)
-    with pytest.raises(MedgenError, match="trained for MaskedFourier and the measurement is of Identity"):
+    with pytest.raises(MedgenError, match=r"trained for MaskedFourier\(real=True\) and the measurement is of Identity\(\)"):
         regression().reconstruct(regression().simulate(image, Identity(), Complete()))
     with pytest.raises(MedgenError, match="from measurements: use reconstruct"):
         regression().generate(1)
@@ -187,7 +186,7 @@ def test_what_is_refused():
         prior().reconstruct(replace(acquired, y=acquired.y[..., :4]))
     with pytest.raises(MedgenError, match="positive standard deviation"):
         prior().reconstruct(replace(acquired, noise=0.0))
-    with pytest.raises(MedgenError, match="no slices 3:4 of 1"):
+    with pytest.raises(MedgenError, match="no slices 3:4:1 of 1"):
         acquired[3:4]
     with pytest.raises(MedgenError, match="draws must be at least 1"):
         prior().reconstruct(acquired, draws=0)
@@ -326,3 +325,139 @@ def test_evaluate_scores_a_reconstruction_model(checkpoints, capsys):
     mse = float(((model.reconstruct(acquired).image.array - read(checkpoints / "t1.nii.gz").array) ** 2).mean())
     value = report["regions"]["whole"]["psnr"]["volumes"][0]["value"]
     assert value == pytest.approx(10 * math.log10(255**2 / mse), abs=0.01)
+
+
+def test_a_prior_can_be_trained_on_after_it_was_used():
+    model = replace(prior(), model=trained_prior())
+    before = [p.requires_grad for p in model.model.parameters()]
+    model.reconstruct(model.simulate(picture()), options={"steps": 2}, draws=1)
+    model.reconstruct(model.simulate(picture()), solver="dps", options={"steps": 2}, draws=1)
+    assert all(before) and [p.requires_grad for p in model.model.parameters()] == before
+
+
+def trained_prior():
+    model = White()
+    model.weight = nn.Parameter(torch.zeros(()))
+    return model
+
+
+def test_a_prior_walked_by_a_diffusers_scheduler_keeps_its_noise_levels():
+    """An imported model: its schedule is the grid, and its own sampler has none."""
+    from medgen.core.schedule import DiscreteSchedule
+
+    model = prior()
+    model.model.sampler, model.model.levels = object(), DiscreteSchedule("linear", 1e-4, 2e-2, 1000)
+    made = model.reconstruct(model.simulate(picture(), Identity(), Complete(), noise=1e-3), draws=1)
+    np.testing.assert_allclose(made.image.array, picture().array, atol=2.0)
+    model.model.levels = None
+    with pytest.raises(MedgenError, match="noise levels of this model's sampler are not known"):
+        model.reconstruct(model.simulate(picture()), draws=1)
+
+
+@pytest.mark.parametrize(("coils", "real"), [(0, True), (8, True)])
+def test_consistency_trusts_an_answer_as_far_as_it_is_wrong(coils, real):
+    """White errors of 0.1 under noise of 0.02: the own estimate does as well as the true one."""
+    from medgen.core.random import Rng
+    from medgen.solvers.consistency import consistent
+
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 1, 32, 32, generator=g)
+    state = Lines("random", 2, coils=coils).draw((2, 1, 32, 32), Rng(0, 0, [0, 1]))
+    measured = MaskedFourier(real).measure(x, state, torch.full((2,), 0.02), Rng(0, 1, [0, 1]))
+    answer = x + 0.1 * torch.randn(2, 1, 32, 32, generator=g)
+    own, known = (float((consistent(answer, measured, t) - x).std()) for t in (None, torch.full((2,), 0.1)))
+    assert own == pytest.approx(known, rel=0.02)
+
+
+def test_the_scale_of_coil_maps_does_not_reach_the_network():
+    from medgen.core.random import Rng
+
+    model, state = prior((16, 16)), Lines("equispaced", 2, coils=4).draw((1, 1, 16, 16), Rng(0))
+    x = torch.from_numpy(picture((16, 16)).array)[None]
+    views = []
+    for factor in (1.0, 3.0):
+        scan = {**state, "maps": factor * state["maps"]}
+        acquired = Acquisition(MaskedFourier()(x, scan), MaskedFourier(), scan, 0.1, (16, 16))
+        views.append(model.reconstruct(acquired, options={"steps": 1}, draws=1).view.array)
+    np.testing.assert_allclose(views[0], views[1], rtol=1e-4, atol=1e-2)
+
+
+def test_slices_keep_the_scale_of_the_whole_image():
+    mr = {"name": "mr_percentile", "percentile": 99.0, "typical": {"low": 0.0, "high": 200.0}}
+    model = prior((16, 16), orientation="RAS", spacing=(1.0, 1.0, 1.0), slice_axis=2)
+    model = replace(model, contract=replace(model.contract, intensity={"t1": mr}))
+    array = np.random.default_rng(0).uniform(0, 255, (1, 16, 16, 4)).astype(np.float32)
+    array[..., 3] *= 0.01  # nearly empty
+    acquired = model.simulate(Volume(array, np.eye(4)), Identity(), Complete(), noise=0.02)
+    whole = model.reconstruct(acquired, draws=1, options={"steps": 4}).image.array
+    np.testing.assert_allclose(
+        model.reconstruct(acquired[3], draws=1, options={"steps": 4}).image.array, whole[..., 3:], rtol=1e-4, atol=1e-2
+    )
+    with pytest.raises(MedgenError, match="take neighbours"):
+        acquired[::2]
+
+
+def test_the_noise_of_a_measurement_is_not_the_noise_of_a_draw():
+    from medgen.core.random import Rng
+
+    acquired = prior().simulate(picture(), Identity(), Complete(), noise=0.5)
+    noise = (acquired.y - torch.from_numpy(picture().array)[None]).flatten()
+    start = Rng(0, 0, [0]).normal((1, 1, 8, 8)).flatten()
+    assert abs(float(torch.corrcoef(torch.stack([noise, start]))[0, 1])) < 0.4
+
+
+def test_a_hole_is_shown_without_signal():
+    model, mask = prior(), torch.ones(1, 1, 8, 8)
+    mask[..., :4, :] = 0
+    acquired = Acquisition(torch.from_numpy(picture().array)[None] * mask, Inpaint(), {"mask": mask}, 1.0, (8, 8))
+    view = model.reconstruct(acquired, options={"steps": 1}, draws=1).view.array
+    assert bool((view[0, :4] == 0).all()) and bool((view[0, 4:] == picture().array[0, 4:]).all())
+
+
+def test_another_setting_of_the_same_operator_is_refused():
+    model = regression(operator=Downsample((2, 2)), sampling=Complete())
+    coarse = Acquisition(torch.rand(1, 1, 4, 4), Downsample((4, 4)), {}, 0.1, (16, 16))
+    with pytest.raises(MedgenError, match=r"trained for Downsample\(factors=\(2, 2\)\) and .* Downsample\(factors=\(4, 4\)\)"):
+        model.reconstruct(coarse)
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({"k": (3, 16, 16), "maps": (2, 4, 16, 16)}, "do not fit k-space of shape (3, 16, 16)"),
+        ({"k": (3, 4, 16, 16), "maps": (2, 4, 16, 16)}, "has 3 slices, its maps 2"),
+        ({"k": (4, 16, 16), "maps": (16, 16)}, "expected coils and the grid"),
+        ({"k": (16, 16), "mask": (3, 16, 16)}, "expected the lines (16,)"),
+        ({"k": (16, 16), "mask": (8, 16)}, "expected the lines (16,)"),
+        ({"k": (16, 16), "zero": ()}, "holds nothing that was measured"),
+    ],
+)
+def test_files_that_do_not_fit_are_answered_in_a_sentence(checkpoints, capsys, files, said):
+    command = ["reconstruct", str(checkpoints / "prior"), str(checkpoints / "k.npy"), "-o", str(checkpoints / "x.npy"), "--noise", "1"]
+    for name, shape in files.items():
+        if name != "zero":
+            np.save(checkpoints / f"{name}.npy", np.full(shape, 0 if "zero" in files else 1, np.complex64))
+        if name not in ("k", "zero"):
+            command += [f"--{name}", str(checkpoints / f"{name}.npy")]
+    with pytest.raises(SystemExit) as end:
+        main([*command, "--draws", "1", "--solver-steps", "2"])
+    error = capsys.readouterr().err
+    assert end.value.code == 2 and said in error and "Traceback" not in error
+
+
+@pytest.mark.parametrize("option", ["guidance=5", "x=[1"])
+def test_options_that_cannot_be_are_refused(checkpoints, capsys, option):
+    with pytest.raises(SystemExit) as end:
+        main(
+            [
+                "reconstruct",
+                str(checkpoints / "prior"),
+                str(checkpoints / "t1.nii.gz"),
+                "--simulate",
+                "-o",
+                str(checkpoints / "x.npy"),
+                "--option",
+                option,
+            ]
+        )
+    assert end.value.code == 2 and capsys.readouterr().err.startswith("error: ")

@@ -40,7 +40,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """All commands and their options."""
-    top = argparse.ArgumentParser(prog="medgen", description="Generative models for medical imaging: train, generate, translate, evaluate.")
+    top = argparse.ArgumentParser(
+        prog="medgen", description="Generative models for medical imaging: train, generate, translate, reconstruct, evaluate."
+    )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("train", help="train a model (the same as `python train.py`; see `medgen train --help`)", add_help=False)
     _generate(commands.add_parser("generate", help="draw new images from a model"))
@@ -102,7 +104,7 @@ def _evaluate(parser: argparse.ArgumentParser) -> None:
     _output(parser)
     parser.add_argument("--data", required=True, help="manifest (CSV) with columns subject, split and the model's channels")
     parser.add_argument("--split", default="test", help="split to score (default test)")
-    parser.add_argument("--draws", type=_positive, default=1, help="translation: samples to average (default 1)")
+    parser.add_argument("--draws", type=_positive, default=1, help="translation and reconstruction: samples to average (default 1)")
     parser.add_argument("-n", type=_positive, default=64, help="synthesis: samples to draw (default 64)")
     parser.set_defaults(run=_lazy("evaluate"))
 

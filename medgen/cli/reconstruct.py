@@ -20,13 +20,13 @@ from medgen.core.operator import Operator, Sampling
 from medgen.core.volume import WRITERS, Volume, writable
 from medgen.data.checks import opened
 from medgen.inference import Acquisition, Pretrained, Reconstructed
-from medgen.inference.reconstruction import rows_of, slice_axis
+from medgen.inference.reconstruction import rows_of, scaled, slice_axis
 from medgen.metrics.pixel import psnr
 from medgen.operators.downsample import Downsample
 from medgen.operators.identity import Identity
 from medgen.operators.inpaint import Inpaint
 from medgen.operators.mri import MaskedFourier
-from medgen.operators.sampling import Complete, Holes, Lines
+from medgen.operators.sampling import Lines, usual
 
 OPERATORS = ("fourier", "inpaint", "downsample", "identity")
 
@@ -35,7 +35,9 @@ def run(options: argparse.Namespace) -> None:
     """Write the image, `<name>_std`, `<name>_view` and `<name>.json`; nothing existing is replaced without `--overwrite`."""
     paths = outputs(Path(options.output), options.overwrite)
     model = pretrained(options)
-    acquired = simulated(model, options) if options.simulate else measured(model, options)
+    if model.task.operator is not None and options.solver_steps is not None:  # a model of the task is not solved but sampled
+        model, options.solver_steps = model.with_sampler(steps=options.solver_steps), None
+    acquired = simulated(model, options) if options.simulate else scaled(model, checked(measured(model, options)))
     acquired = chosen_slices(acquired, options.slices)
     if acquired.grid is None and paths["image"].name.endswith((".nii", ".nii.gz")):
         raise MedgenError(f"{paths['image'].name}: a NIfTI needs an affine, and this result has no geometry; write .npy or .png")
@@ -45,9 +47,9 @@ def run(options: argparse.Namespace) -> None:
     if made.std is not None:
         made.std.save(paths["std"], options.overwrite)
     report = summary(acquired, made, model)
-    paths["json"].write_text(
-        json.dumps({**report, "solver": options.solver, "seed": options.seed, "draws": len(made.samples)}, indent=2) + "\n"
-    )
+    solver = options.solver if model.task.operator is None else None
+    report |= {"solver": solver, "seed": options.seed, "draws": len(made.samples)}
+    paths["json"].write_text(json.dumps(report, indent=2) + "\n")
     print("\n".join(sentence(paths, report, made)))
 
 
@@ -69,9 +71,10 @@ def simulated(model: Pretrained, options: argparse.Namespace) -> Acquisition:
     name, own = options.operator, model.task.operator
     operator = sampling = None
     if name is not None or own is None:
-        operator, sampling = _operator(name or "fourier", options), _sampling(name or "fourier", options)
+        operator = _operator(name or "fourier", options)
+        sampling = _sampling(operator, options)
     elif isinstance(own, MaskedFourier) and (options.pattern or options.acceleration):
-        sampling = _sampling("fourier", options)
+        sampling = _sampling(own, options)
     return model.simulate(options.input, operator, sampling, options.noise, options.seed)
 
 
@@ -83,7 +86,8 @@ def measured(model: Pretrained, options: argparse.Namespace) -> Acquisition:
     name = options.operator or own or "fourier"
     if name == "fourier":
         return kspace(model, options)
-    operator, volume = _operator(name, options), opened(options.input, "INPUT")
+    taken = name == own and not options.factors
+    operator, volume = model.task.operator if taken else _operator(name, options), opened(options.input, "INPUT")
     if isinstance(operator, Downsample):
         return _larger_voxels(model, options, operator, volume)
     volume = model.regridded(volume)
@@ -128,6 +132,18 @@ def refined(volume: Volume, factors: Sequence[int], axis: int | None) -> Volume:
     return volume.with_array(array, affine=affine)
 
 
+def checked(acquired: Acquisition) -> Acquisition:
+    """What the command reads must hold something, and a state for every slice."""
+    for name, value in acquired.state.items():
+        if len(value) not in (1, len(acquired)):
+            raise MedgenError(f"INPUT has {len(acquired)} slices, its {name} {len(value)}: give one for all, or one each")
+    state = {k: v.expand(len(acquired), *v.shape[1:]) for k, v in acquired.state.items()}
+    empty = acquired.operator.components(acquired.y, state) == 0
+    if bool(empty.any()):
+        raise MedgenError(f"slice {int(empty.nonzero()[0])} of INPUT holds nothing that was measured; leave it out, or give its --mask")
+    return acquired
+
+
 def kspace(model: Pretrained, options: argparse.Namespace) -> Acquisition:
     """Complex .npy: (*S) or (slices, *S), with --maps (coils, *S) or (slices, coils, *S); zero frequency in the centre."""
     y, dims = _array(options.input), model.contract.spatial_dims
@@ -144,14 +160,14 @@ def kspace(model: Pretrained, options: argparse.Namespace) -> Acquisition:
     y = y if maps is not None else y[:, None]
     state: dict[str, Tensor] = {}
     if maps is not None:
+        if maps.ndim not in (expected, expected + 1):
+            raise MedgenError(
+                f"{options.maps}: maps of shape {tuple(maps.shape)}; expected coils and the grid, with or without a slice axis"
+            )
         if tuple(maps.shape[-dims:]) != tuple(y.shape[-dims:]) or maps.shape[-dims - 1] != y.shape[1]:
             raise MedgenError(f"{options.maps}: maps of shape {tuple(maps.shape)} do not fit k-space of shape {tuple(y.shape[1:])}")
         state["maps"] = maps.reshape(-1, *maps.shape[-expected:])
-    if options.mask is None:
-        mask = (y != 0).any(1, keepdim=True)
-    else:
-        mask = torch.from_numpy(_array(options.mask) != 0)
-        mask = mask.expand(y.shape[-dims:]).reshape(1, 1, *y.shape[-dims:])
+    mask = (y != 0).any(1, keepdim=True) if options.mask is None else _sampled(options.mask, tuple(y.shape[-dims:]), len(y))
     state["mask"] = mask.float()
     return Acquisition(y, MaskedFourier(), state, options.noise, tuple(y.shape[2:]))
 
@@ -169,11 +185,18 @@ def chosen_slices(acquired: Acquisition, text: str | None) -> Acquisition:
 def settings(options: argparse.Namespace) -> dict[str, Any]:
     """`--option name=value`, numbers and true / false read as such, with `--steps`."""
     from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
     wrong = [item for item in options.option if "=" not in item]
     if wrong:
         raise MedgenError(f"--option takes NAME=VALUE, got '{wrong[0]}'")
-    values = {k: OmegaConf.create(f"v: {v}").v for k, _, v in (item.partition("=") for item in options.option)}
+    try:
+        values = {k: OmegaConf.create(f"v: {v}").v for k, _, v in (item.partition("=") for item in options.option)}
+    except (YAMLError, OmegaConfBaseException) as error:
+        raise MedgenError(
+            f"--option {' '.join(options.option)} cannot be read; write NAME=NUMBER, such as guidance.iterations=5"
+        ) from error
     return values if options.solver_steps is None else {**values, "steps": options.solver_steps}
 
 
@@ -220,10 +243,20 @@ def _operator(name: str, options: argparse.Namespace) -> Operator:
     )
 
 
-def _sampling(name: str, options: argparse.Namespace) -> Sampling:
-    if name == "fourier":
+def _sampling(operator: Operator, options: argparse.Namespace) -> Sampling:
+    if isinstance(operator, MaskedFourier):
         return Lines(options.pattern or "equispaced", options.acceleration or 4, options.centre)
-    return Holes() if name == "inpaint" else Complete()
+    return usual(operator)
+
+
+def _sampled(path: str, grid: tuple[int, ...], slices: int) -> Tensor:
+    """(1 or slices, 1, *grid) bool from the lines, the grid, or one grid per slice."""
+    mask = torch.from_numpy(_array(path) != 0)
+    shape = tuple(mask.shape)
+    if shape not in (grid[-1:], grid, (1, *grid), (slices, *grid)):
+        raise MedgenError(f"{path}: shape {shape}; expected the lines {grid[-1:]}, the grid {grid}, or one grid per slice")
+    rows = shape[0] if len(shape) > len(grid) else 1
+    return mask.expand(rows, *grid).reshape(rows, 1, *grid)
 
 
 def _known(model: Pretrained, options: argparse.Namespace, volume: Volume, axis: int | None) -> Tensor:

@@ -137,7 +137,7 @@ def _assembled(config: Config, folder: Path, state: Mapping[str, Any] | None) ->
     checkpoints = Checkpoints(folder / "checkpoints", export, ema, settings["save_every"])
     if state is not None:
         checkpoints.restore(state, fit)
-    else:
+    elif config.get("init_from") is None:  # a checkpoint brings its own codec
         take_codec(model, config.get("codec"), contract)
     latents = cache_latents(config, folder, model, task, data)
     if state is None and ranks.rank() == 0:

@@ -52,8 +52,12 @@ class Operator(ABC):
     def residual(self, x: Tensor, measured: Measurement) -> Tensor:
         """(B,) root mean square of y - A x over the real components that were measured; near the noise where x explains y."""
         difference = measured.y - self(x, measured.state)
-        ones = self.measured(torch.ones_like(difference), measured.state)
-        return (inner(difference, difference) / (inner(ones, ones) * (2 if ones.is_complex() else 1))).sqrt()
+        return (inner(difference, difference) / self.components(measured.y, measured.state)).sqrt()
+
+    def components(self, y: Tensor, state: State) -> Tensor:
+        """(B,) how many real numbers of y were measured."""
+        ones = self.measured(torch.ones_like(y), state)
+        return inner(ones, ones) * (2 if y.is_complex() else 1)
 
 
 class Sampling(ABC):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ def load(name: str | Path, device: str | torch.device = "cpu") -> Pretrained:
 def golden(pretrained: Pretrained, size: int = 16) -> dict[str, Any]:
     """A small output under fixed inputs: eight values of one sample on a tiny grid, and how closely they must be met."""
     contract = pretrained.contract
+    size = math.lcm(size, *getattr(pretrained.task.operator, "factors", ()))
     shape = (size,) * contract.spatial_dims
     ramp = torch.linspace(-1, 1, size**contract.spatial_dims).reshape(1, 1, *shape)
     inputs = {name: ramp for name in contract.source}

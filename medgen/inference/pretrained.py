@@ -195,7 +195,8 @@ class Pretrained:
         """The source channels as volumes that share a grid."""
         names = self.task.source
         if not names:
-            raise MedgenError(f"this model makes {self._targets} from nothing: use generate")
+            remedy = "nothing: use generate" if self.task.operator is None else "measurements: use reconstruct"
+            raise MedgenError(f"this model makes {self._targets} from {remedy}")
         if not isinstance(image, Mapping):
             if len(names) > 1 and not all(name.endswith(_COLOURS) for name in names):
                 raise MedgenError(f"this model needs {len(names)} channels, {', '.join(names)}: give them by name")

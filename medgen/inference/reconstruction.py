@@ -14,12 +14,14 @@ from medgen.checkpoint import build
 from medgen.cli.configs import config_dir
 from medgen.core.condition import Condition, Measurement
 from medgen.core.errors import MedgenError, nearest
+from medgen.core.levels import LevelGrid
 from medgen.core.operator import Operator, Sampling
 from medgen.core.random import Rng
 from medgen.core.volume import Volume
 from medgen.operators.mri import MaskedFourier
-from medgen.operators.sampling import Lines
+from medgen.operators.sampling import usual
 from medgen.samplers.choice import renewed
+from medgen.samplers.euler import Euler
 from medgen.solvers.consistency import consistent
 from medgen.solvers.posterior import measured_noise
 
@@ -42,6 +44,7 @@ class Acquisition:
         grid: a volume on the model's grid whose geometry the result takes, or None for a result without geometry.
         axis: the axis of `grid` that the slices are cut across, or None.
         truth: (N, C, *S) what was measured, where it is known, in stored units.
+        ends: parameters of the intensity map for the whole image; None fits them to what is shown of y. Slices keep those of the whole.
     """
 
     y: Tensor
@@ -52,14 +55,16 @@ class Acquisition:
     grid: Volume | None = None
     axis: int | None = None
     truth: np.ndarray | None = None
+    ends: Mapping[str, float] | None = None
 
     def __len__(self) -> int:
         return len(self.y)
 
-    def __getitem__(self, rows: slice) -> Acquisition:
-        """Some neighbouring slices, at their place in the world."""
-        if not range(len(self))[rows]:
-            raise MedgenError(f"no slices {rows.start}:{rows.stop} of {len(self)}; the first is 0")
+    def __getitem__(self, rows: slice | int) -> Acquisition:
+        """One slice or some neighbouring ones, at their place in the world and in the scale of the whole image."""
+        rows = slice(rows, rows + 1) if isinstance(rows, int) else rows
+        if not range(len(self))[rows] or rows.step not in (None, 1):
+            raise MedgenError(f"no slices {rows.start}:{rows.stop}:{rows.step or 1} of {len(self)}; take neighbours, the first is 0")
         state = {k: v if len(v) == 1 else v[rows] for k, v in self.state.items()}
         truth = None if self.truth is None else self.truth[rows]
         return replace(self, y=self.y[rows], state=state, grid=self._slab(rows), truth=truth)
@@ -106,9 +111,10 @@ def simulated(
         noise: in network units (full contrast is 2).
     """
     task = model.task
-    operator = operator or task.operator or MaskedFourier()
+    _check_target(model)
+    given, operator = operator, operator or task.operator or MaskedFourier()
     if sampling is None:
-        sampling = task.sampling if task.operator is not None else Lines()
+        sampling = task.sampling if given is None and task.operator is not None else usual(operator)
     low, high = (noise, noise) if noise is not None else (task.noise if task.operator is not None else (0.02, 0.02))
     channel = model.task.target[0]
     on_grid = model.regridded(volume)
@@ -117,10 +123,17 @@ def simulated(
     mapping = model.contract.map_of(channel)
     contrast, _ = _affine(mapping, mapping.fit(on_grid.array))
     std = (low * high) ** 0.5 / contrast
-    rng = Rng(seed, 0, range(len(x)))
+    rng = Rng(seed, 1, range(len(x)))  # not step 0, where the draws of the reconstruction are
     state = sampling.draw(tuple(x.shape), rng)
     measured = operator.measure(x, state, torch.full((len(x),), std), rng)
-    return Acquisition(measured.y, operator, state, std, tuple(x.shape[2:]), on_grid, axis, x.numpy())
+    return scaled(model, Acquisition(measured.y, operator, state, std, tuple(x.shape[2:]), on_grid, axis, x.numpy()))
+
+
+def scaled(model: Pretrained, acquired: Acquisition) -> Acquisition:
+    """The same measurement with the intensity parameters of all that was measured, which some slices alone would not give."""
+    mapping = model.contract.map_of(model.task.target[0])
+    state = {k: v.expand(len(acquired), *v.shape[1:]) for k, v in acquired.state.items()}
+    return replace(acquired, ends=mapping.fit(acquired.operator.view(acquired.y, state)[:, :1].float().numpy()))
 
 
 def reconstruct(
@@ -165,31 +178,30 @@ def reconstruct(
     samples = problem.stored(torch.cat(made).unflatten(0, (draws, -1)).numpy())
     std = None if draws == 1 else _volume(model, acquired, samples.std(0, ddof=1), f"{model._units} (standard deviation)")
     return Reconstructed(
-        _volume(model, acquired, samples.mean(0)), std, float(torch.cat(residuals).mean()), problem.view(model, acquired), samples
+        _volume(model, acquired, samples.mean(0)), std, float(torch.cat(residuals).mean()), _volume(model, acquired, problem.view), samples
     )
 
 
 @dataclass(frozen=True)
 class _Problem:
-    """A measurement in network units, with the affine intensity map x = scale v + offset that brought it there."""
+    """A measurement in network units, what it shows in stored ones, and the affine intensity map x = scale v + offset between them."""
 
     measured: Measurement
+    view: np.ndarray
     scale: float
     offset: float
 
     def stored(self, x: np.ndarray) -> np.ndarray:
         return ((x - self.offset) / self.scale).astype(np.float32)
 
-    def view(self, model: Pretrained, acquired: Acquisition) -> Volume:
-        """The first channel that a network would be shown; voxels that nothing is known of stand at zero signal."""
-        view = self.measured.operator.view(self.measured.y, self.measured.state)[:, :1]
-        return _volume(model, acquired, self.stored(view.float().cpu().numpy()))
-
 
 def _problem(model: Pretrained, acquired: Acquisition) -> _Problem:
     """Checks, and y in network units: A is linear and the intensity map affine, so A (scale v + offset) = scale y + A offset."""
     _check_task(model, acquired)
     y, device = acquired.y, model.device
+    for name, value in acquired.state.items():
+        if len(value) not in (1, len(y)):
+            raise MedgenError(f"the measurement has {len(y)} slices, its {name} {len(value)}: give one for all, or one each")
     state = {k: v.expand(len(y), *v.shape[1:]).to(device) for k, v in acquired.state.items()}
     shape = (len(y), len(model.task.target), *acquired.size)
     expected = acquired.operator.shape(shape, state)
@@ -197,19 +209,24 @@ def _problem(model: Pretrained, acquired: Acquisition) -> _Problem:
         raise MedgenError(f"the measurement has shape {tuple(y.shape)}; for images of {acquired.size} this operator gives {expected}")
     y = y.to(device)
     mapping = model.contract.map_of(model.task.target[0])
-    scale, offset = _affine(mapping, mapping.fit(acquired.operator.view(y, state)[:, :1].float().cpu().numpy()))
+    view = acquired.operator.view(y, state)[:, :1].float().cpu().numpy()
+    scale, offset = _affine(mapping, acquired.ends if acquired.ends is not None else mapping.fit(view))
     zero = acquired.operator.measured(acquired.operator(torch.full(shape, offset, device=device), state), state)
     noise = torch.full((len(y),), acquired.noise * scale, device=device)
     measured = Measurement(acquired.operator.measured(y, state) * scale + zero, acquired.operator, state, noise)
     measured_noise(Condition(measurement=measured))
-    return _Problem(measured, scale, offset)
+    if not bool((acquired.operator.components(y, state) > 0).all()):
+        raise MedgenError("a slice of the measurement holds nothing that was measured: its mask is empty; leave the slice out")
+    return _Problem(measured, view, scale, offset)
 
 
 def _check_task(model: Pretrained, acquired: Acquisition) -> None:
     own, given, task = model.task.operator, acquired.operator, model.task
-    if own is not None and type(own) is not type(given):
+    _check_target(model)
+    if own is not None and (type(own) is not type(given) or vars(own) != vars(given)):
+        mine, theirs = (f"{type(o).__name__}({', '.join(f'{k}={v}' for k, v in vars(o).items())})" for o in (own, given))
         raise MedgenError(
-            f"this model was trained for {type(own).__name__} and the measurement is of {type(given).__name__};"
+            f"this model was trained for {mine} and the measurement is of {theirs};"
             " take a model of that operator, or a diffusion prior, which serves any"
         )
     needed = [*task.source, *task.labels, *task.attributes]
@@ -219,6 +236,11 @@ def _check_task(model: Pretrained, acquired: Acquisition) -> None:
         )
     if len(acquired.size) != model.contract.spatial_dims:
         raise MedgenError(f"the measurement is of images with {len(acquired.size)} axes, the model makes {model.contract.spatial_dims}")
+
+
+def _check_target(model: Pretrained) -> None:
+    if len(model.task.target) > 1:
+        raise MedgenError(f"reconstruction takes models of one channel, this one makes {', '.join(model.task.target)}")
 
 
 def _is_random(model: Pretrained) -> bool:
@@ -263,15 +285,24 @@ def named_solver(name: str, model: Pretrained, options: Mapping[str, Any] | None
         raise MedgenError(f"no solver '{name}'; {nearest(name, paths)}")
     config = OmegaConf.load(paths[name])
     for key, value in (options or {}).items():
-        if OmegaConf.select(config, key) is None:
+        if OmegaConf.select(config, key) is None or OmegaConf.is_dict(OmegaConf.select(config, key)):
             raise MedgenError(f"solver '{name}' has no option '{key}'; {nearest(key, _leaves(OmegaConf.to_container(config)))}")
         OmegaConf.update(config, key, value)
     recipe = OmegaConf.to_container(config)
     steps, sampler = recipe.pop("steps"), recipe.pop("sampler")
-    own = getattr(model.model, "sampler", None)
-    if own is None or not hasattr(own, "grid"):  # the solver itself says what it needs of a model
-        return build({**recipe, "sampler": None}, trusted=True)
-    return build({**recipe, "sampler": renewed(own, sampler, steps)}, trusted=True)
+    return build({**recipe, "sampler": _walk(model, sampler, steps)}, trusted=True)
+
+
+def _walk(model: Pretrained, sampler: str, steps: int) -> Any:
+    """The sampler on the noise levels that the model was made for; None for a model that cannot denoise, which the solver refuses."""
+    own, levels = getattr(model.model, "sampler", None), getattr(model.model, "levels", None)
+    if not callable(getattr(model.model, "denoise", None)):
+        return None
+    if hasattr(own, "grid"):
+        return renewed(own, sampler, steps)
+    if isinstance(levels, LevelGrid):  # an imported model, walked by a scheduler of diffusers
+        return renewed(Euler(levels, steps), sampler, steps)
+    raise MedgenError("the noise levels of this model's sampler are not known; give a solver object with a sampler of your own")
 
 
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from medgen.core.errors import MedgenError
 from medgen.core.fourier import fft, ifft
 from medgen.core.operator import Operator, State
 
@@ -28,6 +29,8 @@ class MaskedFourier(Operator):
 
     def __call__(self, x: Tensor, state: State) -> Tensor:
         maps = state.get("maps")
+        if maps is not None and x.shape[1] != 1:
+            raise MedgenError(f"MaskedFourier: coils see one image, found {x.shape[1]} channels; measure each by itself")
         return state["mask"] * fft(x if maps is None else maps * x, x.ndim - 2)
 
     def adjoint(self, y: Tensor, state: State) -> Tensor:
@@ -39,6 +42,14 @@ class MaskedFourier(Operator):
     def shape(self, x: tuple[int, ...], state: State) -> tuple[int, ...]:
         maps = state.get("maps")
         return x if maps is None else (x[0], maps.shape[1], *x[2:])
+
+    def view(self, y: Tensor, state: State) -> Tensor:
+        """The adjoint over the squared sensitivity of all coils, so that the image's scale does not depend on that of the maps."""
+        image, maps = self.adjoint(y, state), state.get("maps")
+        if maps is None:
+            return image
+        power = maps.abs().square().sum(1, keepdim=True)
+        return image / power.clamp_min(1e-2 * float(power.max()))
 
     def measured(self, y: Tensor, state: State) -> Tensor:
         return state["mask"] * y

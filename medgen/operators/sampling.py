@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from medgen.core.errors import MedgenError, nearest
-from medgen.core.operator import Sampling
+from medgen.core.operator import Operator, Sampling
 from medgen.core.random import Rng
-from medgen.operators.mri import coil_maps, equispaced, random_lines
+from medgen.operators.inpaint import Inpaint
+from medgen.operators.mri import MaskedFourier, coil_maps, equispaced, random_lines
 
 
 @dataclass(frozen=True)
@@ -84,3 +85,10 @@ class Holes(Sampling):
             starts = [int(p * (n - side + 1)) for n, side, p in zip(size, sides, place, strict=True)]
             row[(0, *(slice(a, a + side) for a, side in zip(starts, sides, strict=True)))] = 0
         return {"mask": mask.to(rng.device)}
+
+
+def usual(operator: Operator) -> Sampling:
+    """What is drawn for an operator when nothing is said."""
+    if isinstance(operator, MaskedFourier):
+        return Lines()
+    return Holes() if isinstance(operator, Inpaint) else Complete()

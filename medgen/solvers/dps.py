@@ -14,7 +14,7 @@ from medgen.core.model import GenerativeModel
 from medgen.core.operator import inner
 from medgen.core.random import Rng
 from medgen.core.tensors import broadcast
-from medgen.solvers.posterior import denoiser_of
+from medgen.solvers.posterior import denoiser_of, standing_still
 
 
 class DPS:
@@ -36,16 +36,16 @@ class DPS:
         denoiser = denoiser_of(model, condition)
         levels = self.sampler.grid.levels(self.sampler.steps)
         x, memory = rng.normal(shape).mul_(levels[0].sigma), None
-        for now, after in pairwise(levels):
-            x0, slope = self._residual_slope(denoiser, x, now, condition)
-            answers = [x0]
+        with standing_still(model):
+            for now, after in pairwise(levels):
+                x0, slope = self._residual_slope(denoiser, x, now, condition)
 
-            def denoise(z: Tensor, level: Level, answers: list[Tensor] = answers) -> Tensor:
-                return answers.pop() if answers else denoiser.denoise(z, level.alpha, level.sigma, condition)
+                def denoise(z: Tensor, level: Level, x: Tensor = x, now: Level = now, x0: Tensor = x0) -> Tensor:
+                    return x0 if z is x and level == now else denoiser.denoise(z, level.alpha, level.sigma, condition)
 
-            with torch.no_grad():
-                x, memory = self.sampler.step(denoise, x, now, after, memory, rng)
-            x = x - self.strength * slope
+                with torch.no_grad():
+                    x, memory = self.sampler.step(denoise, x, now, after, memory, rng)
+                x = x - self.strength * slope
         return x
 
     def _residual_slope(self, denoiser: Any, x: Tensor, now: Level, condition: Condition) -> tuple[Tensor, Tensor]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from medgen.core.condition import Condition
 from medgen.core.errors import MedgenError
@@ -36,7 +37,8 @@ class Posterior:
         def denoise(x: Tensor, level: Level) -> Tensor:
             return guided.denoise(x, level.alpha, level.sigma, condition)
 
-        return self.sampler(denoise, shape, rng)
+        with standing_still(model):
+            return self.sampler(denoise, shape, rng)
 
 
 def denoiser_of(model: GenerativeModel, condition: Condition) -> Denoiser:
@@ -48,8 +50,20 @@ def denoiser_of(model: GenerativeModel, condition: Condition) -> Denoiser:
         )
     if condition.measurement is None:
         raise MedgenError("posterior sampling needs a measurement, and this condition has none")
-    model.requires_grad_(False)  # gradients go to the image alone
     return model
+
+
+@contextmanager
+def standing_still(model: nn.Module) -> Iterator[None]:
+    """Within the context gradients go to the image alone."""
+    moving = [p for p in model.parameters() if p.requires_grad]
+    for parameter in moving:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in moving:
+            parameter.requires_grad_(True)
 
 
 def measured_noise(condition: Condition) -> Tensor:
