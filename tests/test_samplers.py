@@ -244,3 +244,14 @@ def test_guidance_0_is_the_null_and_1_the_condition(scale, expected, calls):
 def test_guidance_without_a_condition_is_refused():
     with pytest.raises(MedgenError, match="needs a condition"):
         ClassifierFree(2.0)(Shifting()).denoise(torch.zeros(1, 1, 4), 1.0, 1.0, Condition())
+
+
+def test_a_part_of_a_grid_ends_clean_and_starts_below_its_ratio():
+    from medgen.core.levels import Below
+
+    for grid in (Karras(), StraightGrid(), CosineGrid()):
+        levels = Below(grid, 2.0).levels(12)
+        assert len(levels) == 13 and tuple(levels[-1]) == (1.0, 0.0)
+        assert 1.0 < levels[0].sigma / levels[0].alpha <= 2.0
+    with pytest.raises(MedgenError, match="no 3 steps"):
+        Below(Karras(sigma_min=1.0), 0.5).levels(3)

@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from medgen.core.errors import MedgenError
+
 
 class Level(NamedTuple):
     """One point of a sampler's grid, as plain floats so that a step costs few tensor operations."""
@@ -127,3 +129,18 @@ class StraightGrid(LevelGrid):
         times = [1 - i / steps for i in range(steps + 1)]
         times = [self.shift * t / (1 + (self.shift - 1) * t) for t in times]
         return [Level(1 - t, t) for t in times]
+
+
+@dataclass(frozen=True)
+class Below(LevelGrid):
+    """The part of another grid where sigma / alpha is at most `ratio`, in as many steps as asked for."""
+
+    grid: LevelGrid
+    ratio: float
+
+    def levels(self, steps: int) -> list[Level]:
+        for finer in range(steps, 50 * steps):
+            found = [level for level in self.grid.levels(finer) if level.sigma <= self.ratio * level.alpha]
+            if len(found) > steps:
+                return found[-steps - 1 :]
+        raise MedgenError(f"no {steps} steps of the model's noise levels lie below sigma / alpha = {self.ratio:g}; raise it")

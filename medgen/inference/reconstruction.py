@@ -14,7 +14,7 @@ from medgen.checkpoint import build
 from medgen.cli.configs import config_dir
 from medgen.core.condition import Condition, Measurement
 from medgen.core.errors import MedgenError, nearest
-from medgen.core.levels import LevelGrid
+from medgen.core.levels import Below, LevelGrid
 from medgen.core.operator import Operator, Sampling
 from medgen.core.random import Rng
 from medgen.core.volume import Volume
@@ -285,12 +285,15 @@ def named_solver(name: str, model: Pretrained, options: Mapping[str, Any] | None
         raise MedgenError(f"no solver '{name}'; {nearest(name, paths)}")
     config = OmegaConf.load(paths[name])
     for key, value in (options or {}).items():
-        if OmegaConf.select(config, key) is None or OmegaConf.is_dict(OmegaConf.select(config, key)):
+        if key not in _leaves(OmegaConf.to_container(config)):
             raise MedgenError(f"solver '{name}' has no option '{key}'; {nearest(key, _leaves(OmegaConf.to_container(config)))}")
         OmegaConf.update(config, key, value)
     recipe = OmegaConf.to_container(config)
-    steps, sampler = recipe.pop("steps"), recipe.pop("sampler")
-    return build({**recipe, "sampler": _walk(model, sampler, steps)}, trusted=True)
+    steps, sampler, start = (recipe.pop(key) for key in ("steps", "sampler", "start"))
+    walk = _walk(model, sampler, steps)
+    if walk is not None and start is not None:
+        walk.grid = Below(walk.grid, float(start))
+    return build({**recipe, "sampler": walk}, trusted=True)
 
 
 def _walk(model: Pretrained, sampler: str, steps: int) -> Any:
