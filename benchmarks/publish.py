@@ -147,7 +147,7 @@ Load: `medgen.load("{entry.name}")`. Research only; not a medical device.
 ## Training
 
 - Data: {data["name"]}; licence {data["licence"]}; {data["attribution"]}. {data["subjects"]} subjects, split by subject.
-- Command: `{entry.command}`, seed 0, on two CPU cores.
+- Command: `{entry.command}`, seed 0, on a processor.
 - Weights: exponential moving average, kept in float16; licence {entry.licence}.
 
 ## Measured

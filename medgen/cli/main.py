@@ -77,24 +77,34 @@ def _translate(parser: argparse.ArgumentParser) -> None:
 
 def _reconstruct(parser: argparse.ArgumentParser) -> None:
     _basic(parser)
-    parser.add_argument("input", metavar="INPUT", help="k-space (complex .npy), a measured image, or with --simulate an image to measure")
+    parser.add_argument(
+        "input",
+        metavar="INPUT",
+        help="k-space (complex .npy, zero frequency at N // 2, orthonormal), a measured image, or with --simulate an image",
+    )
     parser.add_argument("-o", "--output", required=True, help="file to write: .nii.gz, .nii, .npy or .png; beside it _std, _view and .json")
     parser.add_argument("--overwrite", action="store_true", help="replace existing files")
     parser.add_argument("--simulate", action="store_true", help="INPUT is an image: measure it first (a retrospective study)")
     parser.add_argument("--operator", help="fourier, inpaint, downsample or identity (default: the model's own, or fourier)")
     parser.add_argument(
-        "--noise", type=float, help="standard deviation of what was measured, in its units; with --simulate in network units"
+        "--noise",
+        type=float,
+        help="standard deviation of each real part of what was measured, in its units; with --simulate full contrast is 2",
     )
-    parser.add_argument("--mask", help="file: sampled k-space (.npy; default: where it is not zero), or what is known of the image")
+    parser.add_argument(
+        "--mask", help="file: the lines or grid of sampled k-space (.npy; default: where it is not zero), or what is known of the image"
+    )
     parser.add_argument("--maps", help="file: coil sensitivities, complex .npy")
     parser.add_argument("--factors", type=_positive, nargs="+", help="downsample: voxels per cell along each axis")
     parser.add_argument("--pattern", choices=("equispaced", "random"), help="lines that --simulate measures (default equispaced)")
     parser.add_argument("--acceleration", type=_positive, help="one line in so many (default 4)")
     parser.add_argument("--centre", type=float, default=0.08, help="share of the lines that is always measured (default 0.08)")
     parser.add_argument("--solver", default="mmps", help="of a prior: mmps (default) or dps")
-    parser.add_argument("--solver-steps", type=_positive, metavar="N", help="steps of the solver")
+    parser.add_argument("--solver-steps", type=_positive, metavar="N", help="steps of the solver (default 40 for mmps, 200 for dps)")
     parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="of the solver, such as guidance.iterations=5")
-    parser.add_argument("--draws", type=_positive, default=8, help="posterior samples: their mean and standard deviation are written")
+    parser.add_argument(
+        "--draws", type=_positive, default=8, help="posterior samples, whose mean and standard deviation are written (default 8)"
+    )
     parser.add_argument("--slices", metavar="FIRST:LAST", help="of a volume only these slices")
     parser.set_defaults(run=_lazy("reconstruct"), sampler=None, steps=None, guidance=None)
 

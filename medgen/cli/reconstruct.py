@@ -39,6 +39,8 @@ def run(options: argparse.Namespace) -> None:
         model, options.solver_steps = model.with_sampler(steps=options.solver_steps), None
     acquired = simulated(model, options) if options.simulate else scaled(model, checked(measured(model, options)))
     acquired = chosen_slices(acquired, options.slices)
+    if acquired.size != tuple(model.contract.size):
+        print(f"note: images of {acquired.size}, the model was trained on {tuple(model.contract.size)}", file=sys.stderr)
     if acquired.grid is None and paths["image"].name.endswith((".nii", ".nii.gz")):
         raise MedgenError(f"{paths['image'].name}: a NIfTI needs an affine, and this result has no geometry; write .npy or .png")
     made = model.reconstruct(acquired, options.solver, settings(options), options.draws, options.seed, told)
@@ -48,9 +50,13 @@ def run(options: argparse.Namespace) -> None:
         made.std.save(paths["std"], options.overwrite)
     report = summary(acquired, made, model)
     solver = options.solver if model.task.operator is None else None
-    report |= {"solver": solver, "seed": options.seed, "draws": len(made.samples)}
+    report |= {"solver": solver, "options": settings(options), "seed": options.seed, "draws": len(made.samples)}
+    report |= {"model": str(model.folder), "input": options.input, "operator": type(acquired.operator).__name__}
     paths["json"].write_text(json.dumps(report, indent=2) + "\n")
     print("\n".join(sentence(paths, report, made)))
+    if made.residual > 2:
+        remedy = "raise --solver-steps, and check noise, mask and the convention of the transform"
+        print(f"warning: the result does not explain the measurement ({made.residual:.1f} x the noise): {remedy}", file=sys.stderr)
 
 
 def outputs(path: Path, overwrite: bool) -> dict[str, Path]:
@@ -146,6 +152,9 @@ def checked(acquired: Acquisition) -> Acquisition:
 
 def kspace(model: Pretrained, options: argparse.Namespace) -> Acquisition:
     """Complex .npy: (*S) or (slices, *S), with --maps (coils, *S) or (slices, coils, *S); zero frequency in the centre."""
+    if not options.input.endswith(".npy"):
+        remedy = "to measure an image pass --simulate; for a measured image --operator inpaint, downsample or identity"
+        raise MedgenError(f"{options.input}: k-space is a complex .npy; {remedy}")
     y, dims = _array(options.input), model.contract.spatial_dims
     if not np.iscomplexobj(y):
         raise MedgenError(f"{options.input}: k-space is complex and this array is {y.dtype}; to measure an image pass --simulate")
@@ -156,6 +165,8 @@ def kspace(model: Pretrained, options: argparse.Namespace) -> Acquisition:
         raise MedgenError(
             f"{options.input}: shape {y.shape}; expected {form}, with or without a slice axis in front: {expected} or one more axes"
         )
+    if y.ndim > expected:
+        print(f"{options.input}: {len(y)} slices" + (" (for coils pass --maps)" if maps is None else ""), file=sys.stderr)
     y = torch.from_numpy(y.astype(np.complex64)).reshape(-1 if y.ndim > expected else 1, *y.shape[-expected:])
     y = y if maps is not None else y[:, None]
     state: dict[str, Tensor] = {}
@@ -221,6 +232,7 @@ def sentence(paths: dict[str, Path], report: dict[str, Any], made: Reconstructed
     lines = [f"{paths['image']}: {len(made.samples)} draw{'s' if len(made.samples) > 1 else ''}, residual {made.residual:.2f} x the noise"]
     if "psnr_image" in report:
         lines.append(f"PSNR {report['psnr_image']:.2f} dB; what the measurement alone shows: {report['psnr_view']:.2f} dB")
+    lines.append(f"what the measurement alone shows: {paths['view']}; settings and numbers: {paths['json']}")
     lines.append(f"standard deviation: {paths['std']}" if made.std is not None else "no standard deviation: the answer is a single one")
     return lines
 

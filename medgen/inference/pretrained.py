@@ -297,7 +297,11 @@ class Pretrained:
                 raise MedgenError(f"this model takes no condition '{name}'; {nearest(name, known)}")
         missing = [name for name in known if name not in given]
         if missing:
-            raise MedgenError(f"this model needs a value for '{missing[0]}' ({_range(known[missing[0]])}); pass --set {missing[0]}=...")
+            name, classes = missing[0], known[missing[0]]
+            if name in self.task.labels:
+                said = f"a label map of {_by(size)} with values from 0 to {classes - 1}; pass --set {name}=map.nii.gz"
+                raise MedgenError(f"this model needs '{name}', {said}")
+            raise MedgenError(f"this model needs a value for '{name}' ({_range(classes)}); pass --set {name}=...")
         values = {name: _attribute(name, given[name], known[name], n) for name in self.task.attributes}
         return values | {name: self._label_map(name, given[name], n, size) for name in self.task.labels}
 
