@@ -56,7 +56,7 @@ def assembled(model: str, task: str, dims: int, network: str | None = None):
     """Model, task and a batch of two, as the command line would make them."""
     overrides = [f"model={model}", f"task={task}", f"data.source.size={SIZES[dims]}", *SMALL]
     overrides += [f"network={network}"] if network else []
-    overrides += ["sampler.steps=2"] if "diffusion" in model else []
+    overrides += ["sampler.steps=2"] if "diffusion" in model or model == "flow" else []
     overrides += ["network.latent=4"] if model == "gan" else []
     overrides += ["model.start=0"] if model == "codec" else []
     config = OmegaConf.to_container(compose([*overrides, "run=x"]), resolve=True)

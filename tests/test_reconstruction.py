@@ -285,7 +285,7 @@ def test_the_command_says_what_it_needs(checkpoints, capsys):
     prior_, image = str(checkpoints / "prior"), str(checkpoints / "t1.nii.gz")
     for arguments, said in (
         ([image], "a measurement needs --noise"),
-        ([image, "--noise", "1"], "not a plain .npy array"),
+        ([image, "--noise", "1"], "k-space is a complex .npy; to measure an image pass --simulate"),
         ([image, "--noise", "1", "--operator", "inpaint"], "needs --mask"),
         ([image, "--noise", "1", "--operator", "downsample"], "needs --factors"),
         ([image, "--noise", "1", "--operator", "radon"], "no operator 'radon'"),

@@ -126,7 +126,7 @@ def _check_shapes(model: GenerativeModel, folder: Path, name: str, changed: Mapp
     said = ", ".join(f"{key}={after} (in the checkpoint {before})" for key, (before, after) in changed.items()) or "the recipe"
     shapes = [values.get(wrong[0], "absent") for values in (stored, own)]
     raise MedgenError(
-        f"init_from={name} does not fit {said}: {len(wrong)} of {len(own.keys() | stored.keys())} tensors differ in shape, first '{wrong[0]}'"
+        f"init_from={name} does not fit {said}: {len(wrong)} of {len(own | stored)} tensors differ in shape, first '{wrong[0]}'"
         f" ({shapes[0]} there, {shapes[1]} here); leave out what changes the network"
     )
 
