@@ -369,3 +369,135 @@ def test_what_cannot_be_imported_is_refused_in_a_sentence(tmp_path, capsys):
     (tmp_path / "b" / "inference.json").write_text(json.dumps({"net": {"_target_": "monai.networks.nets.UNet"}}))
     assert "defines no DiffusionModelUNet" in say(tmp_path / "b" / "unet.pt", *PICTURE, *config)
     assert not (tmp_path / "out").exists()
+
+
+def in_one_sentence(said: str) -> bool:
+    return said.startswith("error: ") and said.count("\n") == 1
+
+
+def rewrite(path: Path, **values: object) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+@pytest.mark.parametrize(
+    ("file", "values", "expected"),
+    [
+        ("scheduler/scheduler", {"beta_start": "0.1"}, "beta_start is '0.1'; expected a number"),
+        ("scheduler/scheduler", {"beta_end": float("nan")}, "beta_end is nan; expected a number"),
+        ("scheduler/scheduler", {"num_train_timesteps": "x"}, "num_train_timesteps is 'x'; expected a whole number"),
+        ("scheduler/scheduler", {"num_train_timesteps": 10**12}, "num_train_timesteps is 1000000000000; expected a whole number"),
+        ("scheduler/scheduler", {"rescale_betas_zero_snr": "false"}, "rescale_betas_zero_snr is 'false'; expected true or false"),
+        ("scheduler/scheduler", {"beta_schedule": ["linear"]}, "no beta schedule '['linear']'; did you mean 'linear'"),
+        ("scheduler/scheduler", {"beta_schedule": {"a": 1}}, "no beta schedule '{'a': 1}'"),
+        ("scheduler/scheduler", {"prediction_type": ["epsilon"]}, "no prediction type '['epsilon']'; did you mean 'epsilon'"),
+        ("scheduler/scheduler", {"_class_name": ["DDIMScheduler"]}, "diffusers has no '['DDIMScheduler']'"),
+        ("scheduler/scheduler", {"clip_sample_range": float("inf")}, "Out of range float"),
+        ("unet/", {"in_channels": "3"}, "in_channels is '3'; expected a positive whole number"),
+        ("unet/", {"block_out_channels": 8}, "block_out_channels is 8; expected a list of positive whole numbers"),
+        ("unet/", {"block_out_channels": [4, "8"]}, "block_out_channels is [4, '8']; expected a list"),
+        ("unet/", {"num_class_embeds": "2"}, "num_class_embeds is '2'; expected a whole number or null"),
+        ("unet/", {"sample_size": "ab"}, "sample_size is 'ab'; expected a positive whole number"),
+        ("unet/", {"down_block_types": 3}, "diffusers cannot load this UNet2DModel"),
+        ("unet/", {"norm_num_groups": "4"}, "diffusers cannot load this UNet2DModel"),
+        ("unet/", {"class_embed_type": ["timestep"]}, "cannot be imported"),
+        ("vae/", {"latent_channels": True}, "latent_channels is True; expected a positive whole number"),
+        ("vae/", {"scaling_factor": "a"}, "scaling factor is 'a'; expected one positive number"),
+        ("vae/", {"scaling_factor": float("nan")}, "scaling factor is nan; expected one positive number"),
+        ("vae/", {"scaling_factor": 0}, "scaling factor is 0; expected one positive number"),
+        ("vae/", {"scaling_factor": -1.0}, "scaling factor is -1.0; expected one positive number"),
+        ("vae/", {"scaling_factor": 10**400}, "scaling factor is 1000"),
+        ("vae/", {"scaling_factor": 1e-45}, "expected finite positive numbers"),
+        ("vae/", {"shift_factor": "a"}, "shift_factor is 'a'; expected a number or null"),
+        ("vae/", {"latents_mean": "abc"}, "latents_mean is 'abc'; expected a list of 3 numbers"),
+        ("vae/", {"latents_mean": [0.0, 1.0]}, "latents_mean is [0.0, 1.0]; expected a list of 3 numbers"),
+        ("vae/", {"latents_std": 0}, "latents_std is 0; expected a list of 3 numbers"),
+        ("vae/", {"latents_std": [1.0, 0.0, 1.0]}, "latents_std is [1.0, 0.0, 1.0]; expected positive numbers"),
+    ],
+)
+def test_a_value_of_diffusers_that_does_not_fit_is_refused_in_a_sentence(tmp_path, capsys, file, values, expected):
+    pipeline(tmp_path / "p", DDIMScheduler(**SCHEDULER), latent=True)
+    rewrite(tmp_path / "p" / f"{file}{'_' if file[-1] != '/' else ''}config.json", **values)
+    said = refused(capsys, tmp_path / "p", "-o", tmp_path / "out", *PICTURE)
+    assert expected in said and in_one_sentence(said) and not (tmp_path / "out").exists()
+
+
+def import_bundle(capsys, folder: Path, config: str = "inference.json", *options: str) -> str:
+    files = ["--config", folder / config, "--autoencoder", folder / "vae.safetensors"]
+    said = refused(capsys, folder / "unet.pt", "-o", folder / "out", *PICTURE, *files, *options)
+    assert in_one_sentence(said) and not (folder / "out").exists()
+    return said
+
+
+@pytest.mark.parametrize(
+    ("part", "values", "expected"),
+    [
+        ("network_def", {"in_channels": "1"}, "in_channels is '1'; expected a positive whole number"),
+        ("network_def", {"channels": 8}, "channels is 8; expected a list of positive whole numbers"),
+        ("network_def", {"num_res_blocks": [1, None]}, "num_res_blocks is [1, None]; expected a positive whole number or a list"),
+        ("network_def", {"norm_num_groups": "4"}, "cannot be built from these settings"),
+        ("network_def", {"attention_levels": [[]]}, "cannot be built from these settings"),
+        ("autoencoder_def", {"channels": "8"}, "channels is '8'; expected a list"),
+        ("scheduler", {"schedule": ["linear_beta"]}, "no beta schedule '['linear_beta']'"),
+        ("scheduler", {"beta_start": "0.1"}, "beta_start is '0.1'; expected a number"),
+        ("scheduler", {"prediction_type": {}}, "no prediction type '{}'"),
+    ],
+)
+def test_a_value_of_monai_that_does_not_fit_is_refused_in_a_sentence(tmp_path, capsys, part, values, expected):
+    bundle(tmp_path / "b")
+    config = tmp_path / "b" / "inference.json"
+    document = json.loads(config.read_text())
+    config.write_text(json.dumps({**document, part: {**document[part], **values}}))
+    assert expected in import_bundle(capsys, tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"unet_state_dict": {0: torch.zeros(1), 1: torch.zeros(1)}}, "a tensor under 0; expected names as text"),
+        ({"scale_factor": torch.ones(3)}, "scaling factor is of shape [3]; expected one positive number"),
+        ({"scale_factor": "half"}, "scaling factor is 'half'; expected one positive number"),
+        ({"scale_factor": torch.tensor(float("inf"))}, "scaling factor is inf; expected one positive number"),
+        ({"scale_factor": torch.tensor(1j)}, "scaling factor is 1j; expected one positive number"),
+    ],
+)
+def test_stored_tensors_that_do_not_fit_are_refused_in_a_sentence(tmp_path, capsys, change, expected):
+    bundle(tmp_path / "b")
+    stored = torch.load(tmp_path / "b" / "unet.pt", weights_only=True)
+    torch.save({**stored, **change}, tmp_path / "b" / "unet.pt")
+    assert expected in import_bundle(capsys, tmp_path / "b")
+
+
+def test_a_scale_factor_of_the_command_line_replaces_a_wrong_one(tmp_path, capsys):
+    bundle(tmp_path / "b")
+    stored = torch.load(tmp_path / "b" / "unet.pt", weights_only=True)
+    torch.save({**stored, "scale_factor": "half"}, tmp_path / "b" / "unet.pt")
+    assert "scaling factor is nan" in import_bundle(capsys, tmp_path / "b", "inference.json", "--scale-factor", "nan")
+    files = ["--config", tmp_path / "b" / "inference.json", "--autoencoder", tmp_path / "b" / "vae.safetensors", "--scale-factor", "0.5"]
+    assert load(imported(tmp_path / "a", tmp_path / "b" / "unet.pt", *PICTURE, *map(str, files))).model.codec.std.tolist() == [2.0] * 3
+
+
+FAN = {f"a{i}": [f"@a{i + 1}"] * 10 for i in range(7)} | {"a7": [1] * 10}  # 10^8 values
+FAN["n"] = {"_target_": "DiffusionModelUNet", "channels": "@a0"}
+ALIASES = "a0: &a0 [1, 1]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 9))
+BOUNDS = "nests more than 100 deep or unfolds to more than 100000 values"
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "expected"),
+    [
+        ("c.json", '{"a":' * 50_000 + "1" + "}" * 50_000, "cannot be read (maximum recursion depth"),
+        ("c.json", '{"a":' * 200 + "1" + "}" * 200, BOUNDS),
+        ("c.json", '{"a":' + "[" * 200 + "]" * 200 + "}", BOUNDS),
+        ("c.yaml", "a: " + "[" * 1_000 + "]" * 1_000, "cannot be read (maximum recursion depth"),
+        ("c.yaml", "a: &a [*a]", BOUNDS),
+        ("c.yaml", ALIASES, BOUNDS),
+        ("c.yaml", "a: !!timestamp later", "cannot be read"),
+        ("c.json", json.dumps(FAN), "the references in 'channels' unfold to"),
+        ("c.yaml", "n: {_target_: DiffusionModelUNet, 1: 2}", "has no argument '1'"),
+    ],
+    ids=lambda value: value[:12],
+)
+def test_a_document_without_bounds_is_refused_in_a_sentence(tmp_path, capsys, file, text, expected):
+    bundle(tmp_path / "b")
+    (tmp_path / "b" / file).write_text(text)
+    assert expected in import_bundle(capsys, tmp_path / "b", file)

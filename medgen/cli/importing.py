@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import inspect
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,8 @@ import torch
 from torch import nn
 
 from medgen.checkpoint import build, save
-from medgen.cli.originals import SCHEDULES, Network, Originals, find_scheduler, latent_scaling, read_originals, read_plain
+from medgen.cli.documents import FAULTS, expect, is_number, is_whole, read_plain, reason
+from medgen.cli.originals import SCHEDULES, Network, Originals, find_scheduler, latent_scaling, read_originals
 from medgen.core.contract import Contract
 from medgen.core.errors import MedgenError, nearest
 from medgen.core.intensity import intensity_map
@@ -21,6 +24,7 @@ from medgen.nn.adapters.adapter import Adapter
 from medgen.samplers.schedulers import scheduler_class
 
 PREDICTIONS = {"epsilon": "Epsilon", "v_prediction": "V", "sample": "X0"}
+MOST_STEPS = 1_000_000  # of a noise schedule, which is held as a table
 CHOSEN = ("clip_sample", "timestep_spacing", "skip_prk_steps")
 
 
@@ -28,13 +32,28 @@ def run(options: argparse.Namespace) -> None:
     folder = Path(options.output)
     if (folder / "contract.json").exists() and not options.overwrite:
         raise MedgenError(f"{folder} holds a checkpoint already; choose another folder or pass --overwrite")
-    originals = gathered(options)
-    recipe = {"model": model_recipe(originals, options.steps), "task": task_recipe(originals, options.target, options.source)}
-    contract = contract_of(options, originals, recipe["task"])
-    model = build(recipe["model"])
-    take_weights(model, originals)
+    with _understood(options.original):
+        originals = gathered(options)
+        recipe = {"model": model_recipe(originals, options.steps), "task": task_recipe(originals, options.target, options.source)}
+        contract = contract_of(options, originals, recipe["task"])
+        json.dumps(recipe, allow_nan=False)  # as the checkpoint will have it, before anything is written
+        model = build(recipe["model"])
+        take_weights(model, originals)
     save(folder_for(folder), model.state_dict(), recipe, contract)
     print(f"imported: {folder}")
+
+
+@contextmanager
+def _understood(original: str) -> Iterator[None]:
+    """A file can hold anything; where a value gets past the checks and does not fit, that is said in a sentence too."""
+    try:
+        yield
+    except MedgenError:
+        raise
+    except FAULTS as error:
+        raise MedgenError(
+            f"{original} cannot be imported ({reason(error)}); expected an unchanged model of diffusers or MONAI, check its configuration"
+        ) from error
 
 
 def gathered(options: argparse.Namespace) -> Originals:
@@ -76,8 +95,8 @@ def model_recipe(found: Originals, steps: int) -> dict[str, Any]:
         return {"_target_": "medgen.models.vae.VAE", "autoencoder": found.autoencoder.recipe, "kl": 1e-6}
     schedule = schedule_recipe(found.scheduler)
     prediction = found.scheduler.get("prediction_type", "epsilon")
-    if prediction not in PREDICTIONS:
-        raise MedgenError(f"no prediction type '{prediction}'; {nearest(prediction, PREDICTIONS)}")
+    if not isinstance(prediction, str) or prediction not in PREDICTIONS:
+        raise MedgenError(f"no prediction type '{prediction}'; {nearest(str(prediction), PREDICTIONS)}")
     model = {
         "_target_": "medgen.models.diffusion.Diffusion",
         "network": {**found.unet.recipe, "timesteps": schedule},
@@ -105,15 +124,22 @@ def schedule_recipe(scheduler: Mapping[str, Any]) -> dict[str, Any]:
         raise MedgenError(
             f"{name} has no beta schedule by name; medgen imports models of {', '.join(sorted(set(SCHEDULES.values())))} betas"
         )
-    if kind not in SCHEDULES:
-        raise MedgenError(f"no beta schedule '{kind}'; {nearest(kind, SCHEDULES)}")
+    if not isinstance(kind, str) or kind not in SCHEDULES:
+        raise MedgenError(f"no beta schedule '{kind}'; {nearest(str(kind), SCHEDULES)}")
+    start, end = scheduler.get("beta_start", 1e-4), scheduler.get("beta_end", 2e-2)
+    for name, value in (("beta_start", start), ("beta_end", end)):
+        expect(is_number(value), f"the scheduler's {name}", value, "a number between 0 and 1; correct its file")
+    steps, terminal = scheduler.get("num_train_timesteps", 1000), scheduler.get("rescale_betas_zero_snr", False)
+    whole = is_whole(steps, 2) and steps <= MOST_STEPS
+    expect(whole, "the scheduler's num_train_timesteps", steps, f"a whole number from 2 to {MOST_STEPS}; correct its file")
+    expect(isinstance(terminal, bool), "the scheduler's rescale_betas_zero_snr", terminal, "true or false; correct its file")
     return {
         "_target_": "medgen.core.schedule.DiscreteSchedule",
         "kind": SCHEDULES[kind],
-        "beta_start": scheduler.get("beta_start", 1e-4),
-        "beta_end": scheduler.get("beta_end", 2e-2),
-        "steps": scheduler.get("num_train_timesteps", 1000),
-        "zero_terminal": bool(scheduler.get("rescale_betas_zero_snr", False)),
+        "beta_start": start,
+        "beta_end": end,
+        "steps": steps,
+        "zero_terminal": terminal,
     }
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+import struct
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from medgen.cli.documents import FAULTS, arguments, check_network, expect, is_number, nodes, read_plain, reason
 from medgen.core.errors import MedgenError, nearest
 from medgen.nn.adapters.diffusers import DiffusersAutoencoder, DiffusersUNet
 from medgen.nn.adapters.monai import MonaiAutoencoder, MonaiUNet
@@ -49,13 +50,13 @@ class Originals:
 
     Attributes:
         scheduler: its arguments, with the class under "_class_name".
-        scaling: the factor that brings latent images to unit spread, where something says it.
+        scaling: the factor that brings latent images to unit spread, where something says it; as it was found, `latent_scaling` checks it.
     """
 
     unet: Network | None = None
     autoencoder: Network | None = None
     scheduler: dict[str, Any] = field(default_factory=dict)
-    scaling: float | None = None
+    scaling: Any = None
 
 
 def read_originals(path: Path, config: Path | None = None, dense: int = 0) -> Originals:
@@ -78,41 +79,46 @@ def read_originals(path: Path, config: Path | None = None, dense: int = 0) -> Or
     return _monai(path, config, dense)
 
 
-def latent_scaling(config: Mapping[str, Any], latent: int, factor: float | None = None) -> tuple[Tensor, Tensor]:
+def latent_scaling(config: Mapping[str, Any], latent: int, factor: Any = None) -> tuple[Tensor, Tensor]:
     """Mean and spread (latent,) of a codec whose latent images the original brought to (z - shift) * factor before diffusion.
 
     diffusers has the factor in the autoencoder's configuration ("scaling_factor", "shift_factor", or "latents_mean" and "latents_std" per
     channel); MONAI has it beside the diffusion model.
+
+    Raises:
+        MedgenError: no factor, or one that is not finite and positive; numbers that are not one per channel, or a spread of 0.
     """
     factor = config.get("scaling_factor") if factor is None else factor
-    if not factor:
+    if factor is None:
         raise MedgenError("nothing says by which factor the latent images were scaled; give --scale-factor (1 for none)")
-    shift = config.get("latents_mean") or [config.get("shift_factor") or 0.0] * latent
-    spread = config.get("latents_std") or [1.0] * latent
-    return torch.tensor(shift, dtype=torch.float32), torch.tensor(spread, dtype=torch.float32) / factor
+    factor = factor.item() if isinstance(factor, Tensor) and factor.numel() == 1 else factor
+    expect(is_number(factor) and factor > 0, "the latent images' scaling factor", factor, "one positive number, such as --scale-factor 0.5")
+    shift = config.get("shift_factor") or 0.0
+    expect(is_number(shift), "shift_factor", shift, "a number or null")
+    mean = _per_channel(config, "latents_mean", [shift] * latent)
+    std = _per_channel(config, "latents_std", [1.0] * latent) / float(factor)
+    if not bool((std.isfinite() & (std > 0)).all()):
+        raise MedgenError(f"latents_std / scaling factor is {std.tolist()}; expected finite positive numbers, give --scale-factor")
+    return mean, std
 
 
-def read_plain(path: Path) -> dict[str, Any]:
-    """A JSON or YAML file that holds a mapping of plain data."""
-    import yaml
-
-    try:
-        values = json.loads(path.read_text()) if path.suffix == ".json" else yaml.safe_load(path.read_text())
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise MedgenError(f"{path} cannot be read ({str(error).splitlines()[0]}); expected a JSON or YAML file") from error
-    if not isinstance(values, dict):
-        raise MedgenError(f"{path} holds {type(values).__name__}; expected a mapping of arguments")
-    return values
+def _per_channel(config: Mapping[str, Any], name: str, default: list[float]) -> Tensor:
+    given = config.get(name)
+    values = default if given is None else given
+    fits = isinstance(values, (list, tuple)) and len(values) == len(default) and all(map(is_number, values))
+    expect(fits, name, values, f"a list of {len(default)} numbers, one per latent channel, or null")
+    expect(name != "latents_std" or min(values) > 0, name, values, "positive numbers, since latent images are divided by them")
+    return torch.tensor([float(v) for v in values], dtype=torch.float32)
 
 
 def find_scheduler(document: Mapping[str, Any]) -> dict[str, Any]:
     """A scheduler's arguments, from its own file or from within a bundle's configuration; empty where there is none."""
     if "_class_name" in document:
         return dict(document)
-    for node in _nodes(document):
+    for node in nodes(document):
         name = str(node.get("_target_", "")).rpartition(".")[2]
         if name.endswith("Scheduler") and ("schedule" in node or "num_train_timesteps" in node):
-            return {**_arguments(node, document), "_class_name": name, "_library": "monai"}
+            return {**arguments(node, document), "_class_name": name, "_library": "monai"}
     return {}
 
 
@@ -123,7 +129,10 @@ def _diffusers(folder: Path, dense: int) -> Originals:
     for part in parts:
         if not (part / "config.json").is_file():
             raise MedgenError(f"{part} holds no model of diffusers: expected config.json, or model_index.json of a pipeline")
-        kind = read_plain(part / "config.json").get("_class_name")
+        config = read_plain(part / "config.json")
+        kind = config.get("_class_name")
+        if kind in ("UNet2DModel", "AutoencoderKL"):
+            check_network(config, part / "config.json")
         if kind == "UNet2DModel":
             found.unet = _pretrained(part, kind, lambda config: DiffusersUNet.arguments(config, dense), DiffusersUNet)
         elif kind == "AutoencoderKL":
@@ -139,27 +148,28 @@ def _diffusers(folder: Path, dense: int) -> Originals:
     return found
 
 
-def _pretrained(folder: Path, kind: str, arguments: Any, adapter: type) -> Network:
+def _pretrained(folder: Path, kind: str, understood: Any, adapter: type) -> Network:
     import diffusers
 
     try:
         network, report = getattr(diffusers, kind).from_pretrained(
             folder, local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True
         )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise MedgenError(f"{folder}: diffusers cannot load this {kind} ({str(error).splitlines()[0]})") from error
+    except (OSError, *FAULTS) as error:
+        raise MedgenError(f"{folder}: diffusers cannot load this {kind} ({reason(error)}); save it anew by save_pretrained") from error
     for problem, keys in (("missing", report["missing_keys"]), ("not expected", report["unexpected_keys"])):
         if keys:
             raise MedgenError(f"{folder}: the weights do not fit their configuration: '{min(keys)}' is {problem} ({len(keys)} such)")
     config = dict(network.config)
-    return Network(_recipe(adapter, arguments(config)), network.state_dict(), config)
+    return Network(_recipe(adapter, understood(config)), network.state_dict(), config)
 
 
 def _monai(path: Path, config: Path, dense: int) -> Originals:
     document = read_plain(config)
     weights, scaling = _state_dict(path)
-    factor = scaling if scaling is not None else document.get("scale_factor")
-    found = Originals(scheduler=find_scheduler(document), scaling=float(factor) if isinstance(factor, (int, float)) else None)
+    if scaling is None and isinstance(document.get("scale_factor"), (int, float)):  # bundles also have an expression here
+        scaling = document["scale_factor"]
+    found = Originals(scheduler=find_scheduler(document), scaling=scaling)
     if any(key.startswith("quant_conv_mu.") for key in weights):
         values = _definition(document, "AutoencoderKL", config)
         found.autoencoder = Network(_recipe(MonaiAutoencoder, MonaiAutoencoder.arguments(values)), weights, values)
@@ -171,7 +181,7 @@ def _monai(path: Path, config: Path, dense: int) -> Originals:
     return found
 
 
-def _state_dict(path: Path) -> tuple[dict[str, Tensor], float | None]:
+def _state_dict(path: Path) -> tuple[dict[str, Tensor], Any]:
     """The tensors of a file, also one level down, and the scale factor that MONAI's tutorials store beside them."""
     from pickle import UnpicklingError
 
@@ -180,9 +190,8 @@ def _state_dict(path: Path) -> tuple[dict[str, Tensor], float | None]:
 
     try:
         document = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise MedgenError(f"{path} cannot be read as plain tensors ({reason}); save the network's state_dict() alone") from error
+    except (SafetensorError, UnpicklingError, EOFError, struct.error, *FAULTS) as error:
+        raise MedgenError(f"{path} cannot be read as plain tensors ({reason(error)}); save the network's state_dict() alone") from error
     document = document if isinstance(document, Mapping) else {}
     inside = {key: value for key, value in document.items() if isinstance(value, Mapping) and value and all(map(_tensor, value.values()))}
     if document and all(map(_tensor, document.values())):
@@ -191,49 +200,28 @@ def _state_dict(path: Path) -> tuple[dict[str, Tensor], float | None]:
         weights = dict(next(iter(inside.values())))
     else:
         raise MedgenError(f"{path} holds {len(inside)} state dicts ({', '.join(map(str, inside))}); save the network's state_dict() alone")
-    scaling = document.get("scale_factor") if inside else None
+    unnamed = next((key for key in weights if not isinstance(key, str)), None)
+    if unnamed is not None:
+        raise MedgenError(f"{path} has a tensor under {unnamed!r}; expected names as text, save the network's state_dict()")
     prefix = "module." if all(key.startswith("module.") for key in weights) else ""
-    return {key.removeprefix(prefix): value for key, value in weights.items()}, None if scaling is None else float(scaling)
+    return {key.removeprefix(prefix): value for key, value in weights.items()}, document.get("scale_factor") if inside else None
 
 
 def _definition(document: Mapping[str, Any], kind: str, path: Path) -> dict[str, Any]:
     """The arguments of a network in a bundle's configuration, or the whole file where it is those arguments."""
-    for node in _nodes(document):
+    values = arguments(_node(document, kind, path), document)
+    check_network(values, path)
+    return values
+
+
+def _node(document: Mapping[str, Any], kind: str, path: Path) -> Mapping[str, Any]:
+    for node in nodes(document):
         if str(node.get("_target_", "")).rpartition(".")[2] == kind:
-            return _arguments(node, document)
+            return node
     if "spatial_dims" in document and "_target_" not in document:
-        return _arguments(document, document)
-    targets = sorted({str(n["_target_"]).rpartition(".")[2] for n in _nodes(document) if "_target_" in n})
+        return document
+    targets = sorted({str(n["_target_"]).rpartition(".")[2] for n in nodes(document) if "_target_" in n})
     raise MedgenError(f"{path} defines no {kind}; {nearest(kind, targets)}")
-
-
-def _nodes(value: Any) -> Iterator[Mapping[str, Any]]:
-    if isinstance(value, Mapping):
-        yield value
-        for inner in value.values():
-            yield from _nodes(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _nodes(inner)
-
-
-def _arguments(node: Mapping[str, Any], document: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: _value(k, v, document) for k, v in node.items() if not k.startswith("_")}
-
-
-def _value(key: str, value: Any, document: Mapping[str, Any], depth: int = 0) -> Any:
-    """`value` with references such as "@spatial_dims" looked up; an expression is refused, since it would have to be executed."""
-    if isinstance(value, list):
-        return [_value(key, inner, document, depth) for inner in value]
-    if not isinstance(value, str) or value[:1] not in ("@", "$"):
-        return value
-    names = value.removeprefix("$").removeprefix("@").replace("#", "::").split("::")
-    found: Any = document if value.removeprefix("$")[:1] == "@" and depth < 8 else None
-    for name in names:
-        found = found.get(name) if isinstance(found, Mapping) else None
-    if found is None:
-        raise MedgenError(f"'{key}' is the expression {value!r}, which medgen does not run; write its value into the configuration")
-    return _value(key, found, document, depth + 1)
 
 
 def _recipe(adapter: type, arguments: Mapping[str, Any]) -> dict[str, Any]:
