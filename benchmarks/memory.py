@@ -134,7 +134,7 @@ largest is what glibc's malloc leaves free at the heap's end (its trim threshold
 with every tensor in a mapping of its own (`MALLOC_MMAP_THRESHOLD_=65536`), where heap and live tensors agree. 1.4 and the term of the
 largest block were chosen with nine runs in view: the first four cases and the five after them (928, 628, 626, 899 and 784 MiB at the time).
 One set of constants serves all, but these cases are not a test of it on unseen runs; the two at 64^3 are.
-The measured peak of one case differs by about 5 % between runs, as fragments do (3D diffusion: 1055 and 1106 MiB).
+The measured peak of one case differs by up to about 10 % between runs, as fragments do (3D diffusion: 1055 and 1106 MiB).
 {machine}
 
 | case | overrides | predicted MiB | measured MiB | predicted / measured |

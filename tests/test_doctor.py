@@ -8,12 +8,18 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
+import medgen
+from medgen.checkpoint import build, save
 from medgen.cli import precision
+from medgen.cli.configs import compose, resolved
 from medgen.cli.machine import GB, MB, Machine, compared, space
 from medgen.cli.main import main
 from medgen.cli.plan import plan_of
+from medgen.cli.run import contract_of
 from medgen.core.model import GenerativeModel, Loss, Phase
+from medgen.core.schedule import DiscreteSchedule
 from medgen.metrics.monitor import PSNR
 from medgen.tasks.synthesis import Synthesis
 from medgen.training.ema import EMA
@@ -147,12 +153,15 @@ class Stack(GenerativeModel):
         return self.layers(torch.zeros(shape).flatten(1)).view(shape)
 
 
+def stacked(batch: int, side: int, layers: int, metric: object = None, validate: int = 1) -> Run:
+    settings = {"steps": 4, "accumulate": 1, "clip": 1.0, "precision": "32", "validate_batches": validate}
+    return Run(lambda: Stack(side * side, layers), lambda: Synthesis(["t1"], metric or PSNR()), AdamW, EMA, (side, side), batch, settings)
+
+
 def test_the_plan_of_linear_layers_is_the_count_by_hand():
     batch, side, layers = 32, 16, 5
     width = side * side
-    settings = {"steps": 4, "accumulate": 1, "clip": 1.0, "precision": "32", "validate_batches": 1}
-    run = Run(lambda: Stack(width, layers), lambda: Synthesis(["t1"], PSNR()), AdamW, EMA, (side, side), batch, settings)
-    found = plan(run)
+    found = plan(stacked(batch, side, layers))
     weights = layers * (width * width + width) * 4
     assert (found.weights, found.averages) == (weights, weights)
     assert found.optimizer == 2 * weights + 2 * layers * 4  # two moments, and a step count for each of the tensors
@@ -161,6 +170,89 @@ def test_the_plan_of_linear_layers_is_the_count_by_hand():
     assert found.moments["saving"] == 5 * weights + 2 * layers * 4
     assert found.peak == sum(found.parts.values()) > 5 * weights
     assert not found.notes
+
+
+class Scored(PSNR):
+    """Keeps the shapes that it is asked to score."""
+
+    asked: list = []
+
+    def __call__(self, made, real):
+        self.asked.append((tuple(made.shape), tuple(real.shape)))
+        return super().__call__(made, real)
+
+
+class Broken(PSNR):
+    def __call__(self, made, real):
+        return made.no_such_thing
+
+
+class Foreign(PSNR):
+    def __call__(self, made, real):
+        return float(made.numpy().mean())
+
+
+def test_the_plan_scores_a_validation_of_as_many_batches_as_the_run():
+    found = plan(stacked(4, 16, 1, Scored(), validate=6))
+    assert Scored.asked == [((24, 1, 16, 16), (24, 1, 16, 16))] and not found.notes
+    few, many = (plan(stacked(4, 16, 1, validate=n)).moments["validation"] for n in (6, 26))
+    assert many - few >= 20 * 2 * 4 * 16 * 16 * 4  # a sample and a real image of every case wait for the score
+
+
+def test_the_default_plan_knows_everything():
+    assert plan_of(TINY).notes == []
+    assert plan_of([*TINY, "task=translation"]).notes == []
+
+
+def test_a_metric_that_needs_numbers_is_a_note_and_a_fault_is_not():
+    (note,) = plan(stacked(4, 16, 1, Foreign())).notes
+    assert "validation is not part of this plan: it needs numbers (RuntimeError)" in note
+    with pytest.raises(AttributeError, match="no_such_thing"):
+        plan(stacked(4, 16, 1, Broken()))
+
+
+def test_a_noise_schedule_first_used_in_a_plan_has_real_levels_afterwards():
+    schedule = DiscreteSchedule(beta_end=0.0123, steps=10)  # nobody else's, so that nothing is cached
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert all(isinstance(v, FakeTensor) for v in (*schedule.at(torch.zeros(2)), schedule.timestep(torch.zeros(2))))
+        planned = schedule.levels(2)
+    kept = torch.cumprod(1 - torch.linspace(1e-4, 0.0123, 10, dtype=torch.float64), 0)
+    alpha, sigma = schedule.at(torch.tensor([0.0, 0.95]))
+    assert not isinstance(alpha, FakeTensor)
+    torch.testing.assert_close(alpha, kept[[0, 9]].sqrt().float())
+    torch.testing.assert_close(sigma, (1 - kept[[0, 9]]).sqrt().float())
+    assert schedule.timestep((sigma / alpha).log() / 4).tolist() == [0.0, 9.0]
+    assert planned == schedule.levels(2) and planned[0].alpha == pytest.approx(float(kept[9].sqrt()), rel=1e-12)
+
+
+def untrained(folder: Path, *overrides: str) -> Path:
+    """A checkpoint as a run leaves it."""
+    config = resolved(compose(["data.source.size=[16,16]", "data.batch_size=2", *overrides]))
+    data, task, model = (build(config[part], trusted=True) for part in ("data", "task", "model"))
+    save(folder, model.state_dict(), {"model": config["model"], "task": config["task"]}, contract_of(task, data.facts()))
+    return folder
+
+
+def test_the_plan_of_fine_tuning_is_that_of_the_checkpoints_model(tmp_path):
+    checkpoint = untrained(tmp_path / "model", "task=translation", "model=regression", "network.channels=[4,8]", "network.blocks=1")
+    start = (f"init_from={checkpoint}", "data.batch_size=2", "training.accelerator=cpu")
+    layers = [m for m in medgen.load(checkpoint).model.modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
+    everything = sum(p.numel() for p in medgen.load(checkpoint).model.parameters())
+    full, low = plan_of(start), plan_of([*start, "finetune=lora", "finetune.rank=1"])
+    factors = sum(len(m.weight) + m.weight[0].numel() for m in layers)
+    assert full.tensors["weights"] == 4 * everything
+    assert low.tensors["weights"] == 4 * (everything + factors)
+    assert low.tensors["optimizer"] == 2 * 4 * factors + 2 * len(layers) * 4  # two moments of each factor, and its step count
+    assert full.notes == low.notes == []
+    assert full.tensors["optimizer"] > 2 * 4 * everything
+
+
+def test_the_plan_says_what_it_does_not_model(tmp_path):
+    codec = untrained(tmp_path / "codec", "model=codec", "network.channels=[4,8,8]", "network.latent=3", "critic.channels=[4,8]")
+    latent = (f"codec={codec}", "model=latent_diffusion", "latents.cache=true", "training.devices=2")
+    cached, several = plan_of([*TINY, *latent]).notes
+    assert cached.startswith("latents.cache is not modelled")
+    assert several.startswith("2 processes are not modelled")
 
 
 def test_recomputing_shows_in_the_plan():
@@ -182,6 +274,9 @@ def test_a_plan_needs_no_image(capsys):
         (["experiment=dema"], "no experiment 'dema'; did you mean 'demo'"),
         (["demo"], "'demo' is not an override: give group=choice or key=value"),
         (["experiment=demo", "training.precision=bf17-mixed"], "no training.precision 'bf17-mixed'"),
+        (["finetune=lora"], "finetune needs init_from="),
+        (["init_from=nowhere"], "no model 'nowhere'"),
+        (["experiment=demo", "latents.cache=true"], "latents.cache is for models on a codec"),
     ],
 )
 def test_a_mistaken_plan_is_answered_in_a_sentence(overrides, words, capsys):

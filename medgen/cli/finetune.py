@@ -51,7 +51,7 @@ def check_start(config: Config) -> None:
     Raises:
         MedgenError: `finetune` without a checkpoint, an unknown exception, a recipe that does not fit the weights.
     """
-    method, name = _method(config), config.get("init_from")
+    method, name = method_of(config), config.get("init_from")
     check_exceptions(config.get("allow") or ())
     if name is None:
         if not isinstance(method, Full):
@@ -77,7 +77,7 @@ def begin(model: GenerativeModel, config: Config, contract: Contract, fresh: boo
     Raises:
         MedgenError: data that make the weights meaningless.
     """
-    method, parent = _method(config), config.get("parent")
+    method, parent = method_of(config), config.get("parent")
     if fresh and config.get("init_from") is not None:
         check_start(config)
         parent = _taken(model, config, contract, method)
@@ -112,7 +112,8 @@ def _taken(model: GenerativeModel, config: Config, contract: Contract, method: F
     return {"name": str(name), "weights": f"sha256:{identity}", "method": method.describe(), "data": there.data}
 
 
-def _method(config: Config) -> Finetune:
+def method_of(config: Config) -> Finetune:
+    """What `finetune` asks for; everything is trained where it is not named."""
     return build(config["finetune"], trusted=True) if config.get("finetune") else Full()
 
 

@@ -7,11 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from medgen.cli.configs import compose, resolved
 from medgen.cli.machine import OK, WARN, Finding, Machine
 from medgen.core.errors import MedgenError
+
+if TYPE_CHECKING:
+    from medgen.core.model import GenerativeModel
 
 MIB = 1 << 20
 RUNTIME = 47 * MIB  # a first step brings in kernels' code and what oneDNN compiles (measured beside the imports)
@@ -53,22 +56,34 @@ def plan_of(overrides: Sequence[str]) -> Plan:
     """The plan of `python train.py <overrides>`.
 
     Raises:
-        MedgenError: overrides that do not compose or do not fit, a model that cannot be planned.
+        MedgenError: overrides that do not compose or do not fit, a model that cannot be planned, what `check_start` refuses.
     """
-    config = resolved(compose(overrides))
+    from medgen.cli.finetune import check_start, method_of
+    from medgen.cli.init_from import expanded
+    from medgen.cli.latents import check_latents
     from medgen.cli.run import check_settings
 
+    config = resolved(compose(expanded(overrides)))
     libraries = _resident()  # now that everything that training needs is imported, and before anything else is
+    check_latents(config)
     check_settings(config["training"])
+    check_start(config)
     device = _device(config["training"])
     import torch
 
     from medgen.checkpoint import build
     from medgen.training.plan import Run, plan
 
-    settings = config["training"]
-    made = {name: partial(build, recipe, trusted=True) for name, recipe in _recipes(config).items()}
-    run = Run(**made, size=_size(config), batch=config["data"]["batch_size"], settings=settings, device=device)
+    settings, method = config["training"], method_of(config)
+    recipes = {"task": config["task"], "optimizer": settings["optimizer"], "ema": settings["ema"]}
+    made = {name: partial(build, recipe, trusted=True) for name, recipe in recipes.items()}
+
+    def tuned() -> GenerativeModel:
+        model = build(config["model"], trusted=True)
+        method.apply(model)
+        return model
+
+    run = Run(tuned, **made, size=_size(config), batch=config["data"]["batch_size"], settings=settings, device=device)
     torch.manual_seed(0)
     footprint = plan(run)
     workers = config["data"]["workers"]
@@ -86,7 +101,7 @@ def plan_of(overrides: Sequence[str]) -> Plan:
         footprint.activations,
         workers,
         worker,
-        [*notes, *footprint.notes],
+        [*notes, *_left_out(config), *footprint.notes],
     )
 
 
@@ -107,8 +122,16 @@ def lines(plan: Plan, machine: Machine) -> list[Finding]:
     return found + [Finding("plan", "unknown", WARN, note) for note in plan.notes]
 
 
-def _recipes(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: config[name] for name in ("model", "task")} | {name: config["training"][name] for name in ("optimizer", "ema")}
+def _left_out(config: Mapping[str, Any]) -> list[str]:
+    """What the run will do and the plan does not know."""
+    from medgen.cli.launch import settle
+
+    notes, processes = [], settle(dict(config["training"]))
+    if (config.get("latents") or {}).get("cache"):
+        notes.append("latents.cache is not modelled: the run encodes its cases once before the first step, the plan every batch")
+    if processes > 1:
+        notes.append(f"{processes} processes are not modelled: this is one of them, without sharding and without gradients on their way")
+    return notes
 
 
 def _size(config: Mapping[str, Any]) -> tuple[int, ...]:

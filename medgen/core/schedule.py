@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -73,7 +74,7 @@ class DiscreteSchedule(Timesteps, LevelDistribution, LevelGrid):
     def timestep(self, t: Tensor) -> Tensor:
         """The place of each coordinate among the schedule's own, linear in between and held at both ends; a level of the schedule
         gives its whole number."""
-        table = _coordinates(self, t.device)
+        table = _on(_coordinates(self), t.device)
         t = t.float().clamp(table[0], table[-1])
         right = torch.searchsorted(table, t.contiguous()).clamp(1, self.steps - 1)
         low, high = table[right - 1], table[right]
@@ -83,7 +84,7 @@ class DiscreteSchedule(Timesteps, LevelDistribution, LevelGrid):
 
     def at(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Every timestep equally often."""
-        alpha, sigma = (v.to(u.device)[(u * self.steps).long().clamp_max(self.steps - 1)] for v in _levels(self))
+        alpha, sigma = (_on(v, u.device)[(u * self.steps).long().clamp_max(self.steps - 1)] for v in _levels(self))
         return alpha.float(), sigma.float()
 
     def levels(self, steps: int) -> list[Level]:
@@ -96,37 +97,46 @@ class DiscreteSchedule(Timesteps, LevelDistribution, LevelGrid):
 
 
 @lru_cache(maxsize=32)
-def _levels(schedule: DiscreteSchedule) -> tuple[Tensor, Tensor]:
-    """alpha and sigma of every timestep, float64."""
-    kept = (1 - _BETAS[schedule.kind](schedule)).cumprod(0).sqrt()
+def _levels(schedule: DiscreteSchedule) -> tuple[np.ndarray, np.ndarray]:
+    """alpha and sigma of every timestep, float64.
+
+    The tables are NumPy's: a tensor that is kept would stay on the device, or a fake one, of whatever context it was first made in.
+    """
+    kept = np.sqrt(np.cumprod(1 - _BETAS[schedule.kind](schedule)))
     if schedule.zero_terminal:
         kept = (kept - kept[-1]) * kept[0] / (kept[0] - kept[-1])
-    return kept, (1 - kept**2).sqrt()
+    return kept, np.sqrt(1 - kept**2)
 
 
 @lru_cache(maxsize=32)
-def _coordinates(schedule: DiscreteSchedule, device: torch.device) -> Tensor:
+def _coordinates(schedule: DiscreteSchedule) -> np.ndarray:
+    """t of every timestep, float32."""
     alpha, sigma = _levels(schedule)
-    return ((sigma / alpha.clamp_min(_SMALLEST)).log() / 4).float().to(device)
+    return (np.log(sigma / np.maximum(alpha, _SMALLEST)) / 4).astype(np.float32)
 
 
-def _linear(s: DiscreteSchedule) -> Tensor:
-    return torch.linspace(s.beta_start, s.beta_end, s.steps, dtype=torch.float64)
+def _on(table: np.ndarray, device: torch.device) -> Tensor:
+    """A table as a tensor; the copy to a GPU is not waited for, as tables never change."""
+    return torch.from_numpy(table).to(device, non_blocking=True)
 
 
-def _scaled_linear(s: DiscreteSchedule) -> Tensor:
-    return torch.linspace(s.beta_start**0.5, s.beta_end**0.5, s.steps, dtype=torch.float64) ** 2
+def _linear(s: DiscreteSchedule) -> np.ndarray:
+    return np.linspace(s.beta_start, s.beta_end, s.steps)
 
 
-def _sigmoid(s: DiscreteSchedule) -> Tensor:
-    return torch.linspace(-6, 6, s.steps, dtype=torch.float64).sigmoid() * (s.beta_end - s.beta_start) + s.beta_start
+def _scaled_linear(s: DiscreteSchedule) -> np.ndarray:
+    return np.linspace(s.beta_start**0.5, s.beta_end**0.5, s.steps) ** 2
 
 
-def _cosine(s: DiscreteSchedule) -> Tensor:
+def _sigmoid(s: DiscreteSchedule) -> np.ndarray:
+    return (s.beta_end - s.beta_start) / (1 + np.exp(-np.linspace(-6, 6, s.steps))) + s.beta_start
+
+
+def _cosine(s: DiscreteSchedule) -> np.ndarray:
     """Betas from alpha^2 = cos^2, at most 0.999: Nichol and Dhariwal 2021, equation 17."""
-    time = torch.arange(s.steps + 1, dtype=torch.float64) / s.steps
-    square = ((time + 0.008) / 1.008 * (math.pi / 2)).cos() ** 2
-    return (1 - square[1:] / square[:-1]).clamp_max(0.999)
+    time = np.arange(s.steps + 1) / s.steps
+    square = np.cos((time + 0.008) / 1.008 * (math.pi / 2)) ** 2
+    return np.minimum(1 - square[1:] / square[:-1], 0.999)
 
 
 _BETAS = {"linear": _linear, "scaled_linear": _scaled_linear, "cosine": _cosine, "sigmoid": _sigmoid}

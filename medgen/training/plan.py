@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,7 +20,7 @@ from medgen.core.errors import MedgenError
 from medgen.core.model import GenerativeModel
 from medgen.core.task import Task
 from medgen.training.ema import EMA
-from medgen.training.fit import Fit
+from medgen.training.fit import Fit, Seen
 from medgen.training.ledger import Ledger, running
 from medgen.training.optimizers import AdamW
 
@@ -28,6 +28,7 @@ OWN_MAPPING = 32 << 20  # glibc's largest mapping threshold: tensors from here o
 FRAGMENTS = 1.4  # heap over its live bytes, chosen on measured runs (docs/results/memory.md); to it comes twice its largest block
 STEPS = 2  # of a sampler in the rehearsal: every step needs the same memory
 KINDS = {"32": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+NUMBERLESS = (RuntimeError, ValueError, TypeError, ArithmeticError, LookupError)  # at tensors without numbers; others are faults
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def plan(run: Run) -> Footprint:
             return _Rehearsal(run, ledger).footprint()
         except MedgenError:
             raise
-        except Exception as error:  # whatever a model's own code says to tensors without numbers
+        except NUMBERLESS as error:
             reason = (str(error).splitlines() or [""])[0]
             raise MedgenError(
                 f"the model cannot be planned ({type(error).__name__}: {reason}); measure a short run instead: training.steps=4"
@@ -173,23 +174,36 @@ class _Rehearsal:
 
     def _validate(self) -> None:
         start = len(self.ledger.events)
-        batches = self.run.settings["validate_batches"]
-        batch = self._batch()
+        last = self.run.settings["validate_batches"] - 1
         self.ledger.stage = "validation"
         self.fit.eval()
         with self.ema.average.swapped() if self.ema else nullcontext(), torch.no_grad():
             try:
-                with self._precision():
-                    self.fit.on_validation_epoch_start()
-                    self.fit.validation_step(batch, 0)
-                seen = self.fit.validation
-                for images in (seen.made, seen.real, seen.given):
-                    images *= batches
+                self.fit.on_validation_epoch_start()
+                self._validate_batch(0)
+                seen = self.fit.validation.batches
+                seen += [self._another(seen[0], number) for number in range(1, last)]
+                if last:  # the hungriest one: beside the images of all before it
+                    self._validate_batch(last)
                 self.fit.on_validation_epoch_end()
-            except Exception as error:  # a sampler or a metric of another library may need numbers
+            except NUMBERLESS as error:  # a sampler or a metric of another library may need numbers
                 self.result.notes.append(f"validation is not part of this plan: it needs numbers ({type(error).__name__})")
         self.fit.train()
         self._note("validation", start)
+
+    def _validate_batch(self, number: int) -> None:
+        batch = self._batch(number)
+        self.ledger.stage = "validation"
+        with self._precision():
+            self.fit.validation_step(batch, number)
+
+    def _another(self, seen: Seen, number: int) -> Seen:
+        """What the batch `number` leaves behind."""
+        given = None if seen.given is None else seen.given.clone()
+        return replace(seen, indices=self._indices(number), made=seen.made.clone(), real=seen.real.clone(), given=given)
+
+    def _indices(self, number: int) -> list[int]:
+        return list(range(number * self.run.batch, (number + 1) * self.run.batch))
 
     def _note(self, moment: str, start: int) -> None:
         """The peak since event `start`, and what it is made of if it is the largest so far."""
@@ -235,14 +249,14 @@ class _Rehearsal:
         largest = max((e.size for e in self.ledger.events if e.size < OWN_MAPPING), default=0)
         return int(max(peak, self.result.moments["saving"])) + 2 * largest
 
-    def _batch(self) -> dict[str, Any]:
+    def _batch(self, number: int = 0) -> dict[str, Any]:
         self.ledger.stage = "batch"
         shape, cases = (self.run.batch, 1, *self.run.size), self.run.batch
         images = {name: torch.zeros(shape) for name in (*self.task.target, *self.task.source)}
         labels = {name: torch.zeros(shape, dtype=torch.int64) for name in self.task.labels}
         kinds = {name: torch.int64 if classes else torch.float32 for name, classes in self.task.attributes.items()}
         attributes = {name: torch.zeros(cases, dtype=kind) for name, kind in kinds.items()}
-        return {**images, **labels, **attributes, "index": SimpleNamespace(tolist=lambda: list(range(cases)))}
+        return {**images, **labels, **attributes, "index": SimpleNamespace(tolist=lambda: self._indices(number))}
 
     @contextmanager
     def _precision(self) -> Iterator[None]:
