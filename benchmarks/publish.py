@@ -135,6 +135,10 @@ def phantom_prior(folder: Path) -> Entry:
     )
 
 
+def count(subjects: int) -> str:
+    return f"{subjects} subject" + "s" * (subjects != 1)
+
+
 def card(entry: Entry) -> str:
     data = entry.data
     return f"""\
@@ -146,7 +150,7 @@ Load: `medgen.load("{entry.name}")`. Research only; not a medical device.
 
 ## Training
 
-- Data: {data["name"]}; licence {data["licence"]}; {data["attribution"]}. {data["subjects"]} subjects, split by subject.
+- Data: {data["name"]}; licence {data["licence"]}; {data["attribution"]}. {count(data["subjects"])}, split by subject.
 - Command: `{entry.command}`, seed 0, on a processor.
 - Weights: exponential moving average, kept in float16; licence {entry.licence}.
 

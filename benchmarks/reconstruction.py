@@ -218,9 +218,9 @@ def picture(x: Tensor, answers: dict[str, Answer]) -> np.ndarray:
         means = [upright(answers[name].mean[i, 0].numpy()) for name in SHOWN]
         truth = upright(x[i, 0].numpy())
         rows.append([gray(truth, -1.0, 1.0), *(gray(a, -1.0, 1.0) for a in means)])
-        rows.append([gray(flat, 0.0, 1.0), *(gray(np.abs(a - truth), 0.0, 0.4) for a in means)])
+        rows.append([gray(flat, 0.0, 1.0), *(gray(np.abs(a - truth), 0.0, 0.8) for a in means)])
         spreads = [answers[n].draws.std(0)[i, 0].numpy() if len(answers[n].draws) > 1 else None for n in SHOWN]
-        rows.append([gray(flat, 0.0, 1.0), *(gray(flat if s is None else upright(s), 0.0, 0.4) for s in spreads)])
+        rows.append([gray(flat, 0.0, 1.0), *(gray(flat if s is None else upright(s), 0.0, 0.8) for s in spreads)])
         marks += [f"slice {i + 1}", "error", "spread"]
     return lettered(rows, ["truth", "zero-filled", "TV", "L1 U-Net", "cond. diff.", "DPS", "moments"], marks)
 
