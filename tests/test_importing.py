@@ -433,7 +433,8 @@ def import_bundle(capsys, folder: Path, config: str = "inference.json", *options
     [
         ("network_def", {"in_channels": "1"}, "in_channels is '1'; expected a positive whole number"),
         ("network_def", {"channels": 8}, "channels is 8; expected a list of positive whole numbers"),
-        ("network_def", {"num_res_blocks": [1, None]}, "num_res_blocks is [1, None]; expected a positive whole number or a list"),
+        ("network_def", {"num_res_blocks": [1, None]}, "num_res_blocks is [1, None]; expected 1 to 100 blocks"),
+        ("network_def", {"num_res_blocks": 10**9}, "num_res_blocks is 1000000000; expected 1 to 100 blocks"),
         ("network_def", {"norm_num_groups": "4"}, "cannot be built from these settings"),
         ("network_def", {"attention_levels": [[]]}, "cannot be built from these settings"),
         ("autoencoder_def", {"channels": "8"}, "channels is '8'; expected a list"),

@@ -89,13 +89,14 @@ def expect(fits: bool, name: str, value: Any, expected: str) -> None:
 
 
 _WHOLE = ("a positive whole number, such as 1", is_whole)
+_BLOCKS = ("1 to 100 blocks, or a list of such numbers", lambda v: all(is_whole(n) and n <= 100 for n in (v if are_whole(v) else [v])))
 _LEVELS = ("a list of positive whole numbers, such as [32, 64]", are_whole)
 _OPTIONAL = ("a whole number or null", lambda v: v is None or is_whole(v, 0))
 _EXPECTED: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    **dict.fromkeys(("spatial_dims", "in_channels", "out_channels", "latent_channels", "layers_per_block"), _WHOLE),
+    **dict.fromkeys(("spatial_dims", "in_channels", "out_channels", "latent_channels"), _WHOLE),
     **dict.fromkeys(("channels", "num_channels", "block_out_channels"), _LEVELS),
     **dict.fromkeys(("num_class_embeds", "cross_attention_dim"), _OPTIONAL),
-    "num_res_blocks": ("a positive whole number or a list of them", lambda v: is_whole(v) or are_whole(v)),
+    **dict.fromkeys(("num_res_blocks", "layers_per_block"), _BLOCKS),
     "sample_size": ("a positive whole number, a list of them or null", lambda v: v is None or is_whole(v) or are_whole(v)),
 }
 
