@@ -32,7 +32,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (MemoryError, RuntimeError) as error:  # torch's own out-of-memory errors are RuntimeErrors
         if not isinstance(error, MemoryError) and "memory" not in str(error).lower():
             raise
-        print(f"error: out of memory ({str(error).splitlines()[0]}); take a smaller --size or --batch", file=sys.stderr)
+        said = (str(error).splitlines() or ["no more is known"])[0]
+        print(f"error: out of memory ({said}); take a smaller --size or --batch, or a smaller model", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
