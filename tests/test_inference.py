@@ -425,7 +425,7 @@ def test_what_a_generator_refuses():
         "has the value 0.5": lambda: by_mask.generate(1, given={"mask": np.full((8, 8), 0.5)}),
         "NaN": lambda: by_mask.generate(1, given={"mask": np.full((8, 8), np.nan)}),
         "must be a file, a Volume or an array, got 3": lambda: by_mask.generate(1, given={"mask": 3.0}),
-        "needs a value for 'mask'": lambda: by_mask.generate(1),
+        "needs 'mask', a label map of 8 x 8": lambda: by_mask.generate(1),
         "the grid 8 x 9, the model 8 x 8": lambda: by_mask.generate(1, given={"mask": np.zeros((8, 9))}),
         "takes no condition": lambda: diffusion().generate(1, given={"label": 1}),
         "size must be 2 positive numbers": lambda: diffusion().generate(1, size=(8,)),
