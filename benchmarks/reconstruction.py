@@ -3,7 +3,8 @@
     python benchmarks/spine.py manifest DATA spine.csv
     python train.py experiment=t1_prior data.source.manifest=$PWD/spine.csv run=runs/second/prior
     python train.py experiment=t1_reconstruction_regression data.source.manifest=$PWD/spine.csv run=runs/second/rec_l1
-    python train.py experiment=t1_reconstruction_diffusion training.steps=1500 data.source.manifest=$PWD/spine.csv run=runs/second/rec_diff
+    D="training.steps=1500 data.source.manifest=$PWD/spine.csv"
+    python train.py experiment=t1_reconstruction_diffusion $D run=runs/second/rec_diff
     python benchmarks/reconstruction.py tune spine.csv runs/second      # settings on two training slices, printed
     python benchmarks/reconstruction.py run spine.csv runs/second
 

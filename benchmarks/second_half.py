@@ -11,8 +11,9 @@
     python benchmarks/second_half.py synthesis spine.csv runs/second
     python benchmarks/second_half.py codec spine.csv runs/second
 
-The stored latent run was started with training.steps=1500, stopped after 308 steps and resumed with training.steps=1000, so that its rate fell
-along another cosine for the first third. The other rows of T1 to T2 are those that `benchmarks/spine.py translation` stored in docs/results/spine_translation.json.
+The stored latent run was started with training.steps=1500, stopped after 308 steps and resumed with training.steps=1000, so that its rate
+fell along another cosine for the first third. The other rows of T1 to T2 are those that `benchmarks/spine.py translation` stored in
+docs/results/spine_translation.json.
 """
 
 from __future__ import annotations
