@@ -37,7 +37,7 @@ def run(options: argparse.Namespace) -> None:
     model = pretrained(options)
     if model.task.operator is not None and options.solver_steps is not None:  # a model of the task is not solved but sampled
         model, options.solver_steps = model.with_sampler(steps=options.solver_steps), None
-    acquired = simulated(model, options) if options.simulate else scaled(model, checked(measured(model, options)))
+    acquired = simulated(model, options) if options.simulate else scaled(model, measured(model, options))
     acquired = chosen_slices(acquired, options.slices)
     if acquired.size != tuple(model.contract.size):
         print(f"note: images of {acquired.size}, the model was trained on {tuple(model.contract.size)}", file=sys.stderr)
@@ -136,18 +136,6 @@ def refined(volume: Volume, factors: Sequence[int], axis: int | None) -> Volume:
         inward[:3, 3] = [(1 / f - 1) / 2 for f in factors]
         affine = volume.affine @ inward
     return volume.with_array(array, affine=affine)
-
-
-def checked(acquired: Acquisition) -> Acquisition:
-    """What the command reads must hold something, and a state for every slice."""
-    for name, value in acquired.state.items():
-        if len(value) not in (1, len(acquired)):
-            raise MedgenError(f"INPUT has {len(acquired)} slices, its {name} {len(value)}: give one for all, or one each")
-    state = {k: v.expand(len(acquired), *v.shape[1:]) for k, v in acquired.state.items()}
-    empty = acquired.operator.components(acquired.y, state) == 0
-    if bool(empty.any()):
-        raise MedgenError(f"slice {int(empty.nonzero()[0])} of INPUT holds nothing that was measured; leave it out, or give its --mask")
-    return acquired
 
 
 def kspace(model: Pretrained, options: argparse.Namespace) -> Acquisition:

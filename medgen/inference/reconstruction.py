@@ -132,8 +132,24 @@ def simulated(
 def scaled(model: Pretrained, acquired: Acquisition) -> Acquisition:
     """The same measurement with the intensity parameters of all that was measured, which some slices alone would not give."""
     mapping = model.contract.map_of(model.task.target[0])
-    state = {k: v.expand(len(acquired), *v.shape[1:]) for k, v in acquired.state.items()}
-    return replace(acquired, ends=mapping.fit(acquired.operator.view(acquired.y, state)[:, :1].float().numpy()))
+    view = acquired.operator.view(acquired.y, _whole_state(acquired))[:, :1]
+    return replace(acquired, ends=mapping.fit(view.float().numpy()))
+
+
+def _whole_state(acquired: Acquisition) -> dict[str, Tensor]:
+    """One mask and one set of maps per slice; refused where they or y do not fit, or where a slice was not measured at all."""
+    slices = len(acquired)
+    for name, value in acquired.state.items():
+        if len(value) not in (1, slices):
+            raise MedgenError(f"the measurement has {slices} slices, its {name} {len(value)}: give one for all, or one each")
+    state = {k: v.expand(slices, *v.shape[1:]) for k, v in acquired.state.items()}
+    expected, found = acquired.operator.shape((slices, 1, *acquired.size), state), tuple(acquired.y.shape)
+    if found != tuple(expected):
+        raise MedgenError(f"the measurement has shape {found}; for images of {acquired.size} this operator gives {expected}")
+    empty = (acquired.operator.components(acquired.y, state) == 0).nonzero()
+    if len(empty):
+        raise MedgenError(f"slice {int(empty[0])} of the measurement holds nothing that was measured; leave it out, or give its mask")
+    return state
 
 
 def reconstruct(
@@ -199,14 +215,8 @@ def _problem(model: Pretrained, acquired: Acquisition) -> _Problem:
     """Checks, and y in network units: A is linear and the intensity map affine, so A (scale v + offset) = scale y + A offset."""
     _check_task(model, acquired)
     y, device = acquired.y, model.device
-    for name, value in acquired.state.items():
-        if len(value) not in (1, len(y)):
-            raise MedgenError(f"the measurement has {len(y)} slices, its {name} {len(value)}: give one for all, or one each")
-    state = {k: v.expand(len(y), *v.shape[1:]).to(device) for k, v in acquired.state.items()}
-    shape = (len(y), len(model.task.target), *acquired.size)
-    expected = acquired.operator.shape(shape, state)
-    if tuple(y.shape) != tuple(expected):
-        raise MedgenError(f"the measurement has shape {tuple(y.shape)}; for images of {acquired.size} this operator gives {expected}")
+    state = {k: v.to(device) for k, v in _whole_state(acquired).items()}
+    shape = (len(y), 1, *acquired.size)
     y = y.to(device)
     mapping = model.contract.map_of(model.task.target[0])
     view = acquired.operator.view(y, state)[:, :1].float().cpu().numpy()
@@ -215,8 +225,6 @@ def _problem(model: Pretrained, acquired: Acquisition) -> _Problem:
     noise = torch.full((len(y),), acquired.noise * scale, device=device)
     measured = Measurement(acquired.operator.measured(y, state) * scale + zero, acquired.operator, state, noise)
     measured_noise(Condition(measurement=measured))
-    if not bool((acquired.operator.components(y, state) > 0).all()):
-        raise MedgenError("a slice of the measurement holds nothing that was measured: its mask is empty; leave the slice out")
     return _Problem(measured, view, scale, offset)
 
 
