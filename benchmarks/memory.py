@@ -42,7 +42,7 @@ CASES = (
     Case("3D diffusion, 32^3", PHANTOM_3D),
     Case("3D GAN, 32^3", (*PHANTOM_3D, "model=gan")),
     Case("default, 64^2", ("sampler.steps=3",)),
-    Case("VAE, 64^2", ("model=vae",)),
+    Case("VAE, 64^2", ("model=vae", "network.channels=[32,64,128]", "network.latent=4")),
     Case("conditional GAN, 64^2", ("task=translation", "model=gan", "model.reconstruction=30")),
     Case("3D diffusion, 24^3", ("data=phantom_3d", "data.source.size=[24,24,24]", "sampler.steps=3")),
     Case(
