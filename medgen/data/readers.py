@@ -25,12 +25,7 @@ def read(source: str | Path) -> Volume:
     Raises:
         MedgenError: no such file, an ending that no format has, a damaged file, voxels that are not finite.
     """
-    volume = read_stored(source)
-    array = np.ascontiguousarray(volume.array, np.float32)
-    wrong = array.size - int(np.isfinite(array).sum())
-    if wrong:
-        raise MedgenError(f"{source}: {wrong} of {array.size} voxels are NaN or infinite; repair or mask the image first")
-    return volume.with_array(array)
+    return finite(read_stored(source))
 
 
 def read_stored(source: str | Path) -> Volume:
@@ -41,6 +36,19 @@ def read_stored(source: str | Path) -> Volume:
     check_size(path, header)
     volume = _told(format, path, lambda: format.read(path, part))
     return volume.with_array(volume.array, meta={"file": str(source), **volume.meta})
+
+
+def finite(volume: Volume) -> Volume:
+    """What `read_stored` gave, as float32.
+
+    Raises:
+        MedgenError: a voxel is not finite.
+    """
+    array = np.ascontiguousarray(volume.array, np.float32)
+    wrong = array.size - int(np.isfinite(array).sum()) if volume.array.dtype.kind == "f" else 0
+    if wrong:
+        raise MedgenError(f"{volume.meta['file']}: {wrong} of {array.size} voxels are NaN or infinite; repair or mask the image first")
+    return volume.with_array(array)
 
 
 def peek(source: str | Path) -> Header:

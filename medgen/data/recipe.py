@@ -1,0 +1,188 @@
+"""How a row of a manifest becomes arrays: read, checked, oriented, resampled, mapped and cut."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from medgen.core.errors import MedgenError, nearest
+from medgen.core.geometry import Placement, fitted, reoriented, resampled, resized
+from medgen.core.intensity import IntensityMap, intensity_map
+from medgen.core.random import generator
+from medgen.core.volume import Volume
+from medgen.data.cases import Prepared
+from medgen.data.checks import check_labels, check_pair, one_plane
+from medgen.data.readers import finite, read_stored
+
+VERSION = 1  # of what a recipe makes of a file; raise it where that changes
+_SPOTS = 2048  # centres of patches that are kept of each kind
+_SPOT_STREAM = 0x73706F74
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Plain data: its hash names a store.
+
+    Attributes:
+        columns: channel -> (column of the manifest, plane of the file or None for its only one).
+        rules: channel -> intensity rule as `IntensityMap.describe` gives it.
+        labels: label map -> number of classes.
+        size, spacing, slice_axis: as in `medgen.data.files.FileData`.
+        min_foreground, resize: as in `medgen.data.files.Options`.
+        kinds: kinds of places where patches are centred; see `Options.patches`.
+    """
+
+    columns: Mapping[str, tuple[str, int | None]]
+    rules: Mapping[str, Mapping[str, Any]]
+    labels: Mapping[str, int]
+    size: tuple[int, ...]
+    spacing: tuple[float, ...] | None = None
+    slice_axis: int | None = None
+    min_foreground: float = 0.02
+    resize: bool = False
+    kinds: tuple[str, ...] = field(default_factory=tuple)
+
+    def facts(self) -> dict[str, Any]:
+        """What the result depends on, as plain data."""
+        return {"version": VERSION, **asdict(self)}
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The manifest's columns that are read."""
+        return tuple(dict.fromkeys([*(column for column, _ in self.columns.values()), *self.labels]))
+
+    @property
+    def maps(self) -> dict[str, IntensityMap]:
+        return {name: intensity_map(**rule) for name, rule in self.rules.items()}
+
+    def check_kinds(self) -> None:
+        """Refuse kinds of places that do not exist."""
+        known = ["uniform", "foreground", *self.labels, *(f"{name}={k}" for name, n in self.labels.items() for k in range(n))]
+        for kind in self.kinds:
+            if kind not in known:
+                raise MedgenError(f"patches: no kind of place '{kind}'; {nearest(kind, known)}")
+        if self.kinds and len(self.size) != 3:
+            raise MedgenError(f"patches: kinds of places are for patches of volumes, and size is {list(self.size)}")
+
+    def pieces(self, files: Mapping[str, str], where: str) -> Iterator[Prepared]:
+        """The row as one or more pieces.
+
+        Args:
+            files: column -> cell with its path made absolute.
+            where: the row, for messages.
+        """
+        stored = {column: read_stored(cell) for column, cell in files.items()}
+        images, labels = self._checked({column: finite(volume) for column, volume in stored.items()}, where)
+        ranges = {name: self.maps[name].fit(volume.array) for name, volume in images.items()}
+        turned = {name: self._turned(volume) for name, volume in images.items()}
+        placed = {name: self._spaced(volume) for name, volume in turned.items()}
+        kept = {}
+        for name, (column, _) in self.columns.items():
+            exact = placed[name].array is turned[name].array and not self.resize
+            kept[name] = _compact(placed[name].array[0], self.maps[name], ranges[name], stored[column].array.dtype if exact else None)
+        first = next(iter(placed.values()))
+        prepared = Prepared(
+            images=kept,
+            labels={name: _small(self._spaced(self._turned(volume), labels=True).array[0]) for name, volume in labels.items()},
+            affines=first.affine,
+            ranges=ranges,
+            spacing=first.spacing,
+            volumetric=len(first.shape) == 3,
+        )
+        yield self._cut(prepared, first.array[0])
+
+    def _checked(self, volumes: Mapping[str, Volume], where: str) -> tuple[dict[str, Volume], dict[str, Volume]]:
+        """Channels and label maps of one grid."""
+        images = {channel: one_plane(volumes[column], channel, plane) for channel, (column, plane) in self.columns.items()}
+        labels = {name: one_plane(volumes[name], name) for name in self.labels}
+        check_pair({**images, **labels}, where)
+        for name, volume in labels.items():
+            check_labels(volume, name, self.labels[name])
+        return images, labels
+
+    def _turned(self, volume: Volume) -> Volume:
+        if len(volume.shape) == 2 and len(self.size) == 3:
+            raise MedgenError(f"{volume.meta['file']}: a picture of shape {volume.shape}, and size {list(self.size)} asks for volumes")
+        if len(volume.shape) == 3 and len(self.size) == 2 and self.slice_axis is None:
+            raise MedgenError(f"{volume.meta['file']}: a volume of shape {volume.shape}; set slice_axis (2 is axial) to cut slices")
+        if volume.affine is None and self.spacing is not None:
+            raise MedgenError(f"{volume.meta['file']}: has no geometry and cannot be brought to {list(self.spacing)} mm; set spacing: null")
+        return volume if volume.affine is None else reoriented(volume, "RAS")
+
+    def _spaced(self, volume: Volume, labels: bool = False) -> Volume:
+        """On the recipe's spacing; the very same array where that is the volume's own."""
+        if self.spacing is None:
+            return volume
+        return resampled(volume, [None if axis == self.slice_axis else s for axis, s in enumerate(self.spacing)], labels)
+
+    def _cut(self, prepared: Prepared, stored: np.ndarray) -> Prepared:
+        if len(self.size) == 3:
+            return replace(prepared, spots=self._spots(prepared, stored))
+        return self._slices(prepared, stored) if prepared.volumetric else self._picture(prepared)
+
+    def _slices(self, prepared: Prepared, stored: np.ndarray) -> Prepared:
+        """Slices across `slice_axis` on the model's grid; those that are nearly empty in the first channel are not kept."""
+        axis = self.slice_axis
+        bright = np.moveaxis(stored > stored.mean(), axis, 0)
+        kept = np.flatnonzero(bright.mean((1, 2)) >= self.min_foreground)
+        window = Placement.centred(bright.shape, self.size)
+        images = {name: _stacked(values, axis, window, prepared.fill(name)) for name, values in prepared.images.items()}
+        labels = {name: _stacked(values, axis, window, 0) for name, values in prepared.labels.items()}
+        affines = None if prepared.affines is None else _plane_affines(prepared.affines, window, axis, bright.shape[0])
+        return replace(prepared, images=images, labels=labels, affines=affines, kept=kept)
+
+    def _picture(self, prepared: Prepared) -> Prepared:
+        images = {name: self._sized(values[None], prepared.fill(name)) for name, values in prepared.images.items()}
+        labels = {name: self._sized(values[None], 0, labels=True) for name, values in prepared.labels.items()}
+        return replace(prepared, images=images, labels=labels)
+
+    def _sized(self, array: np.ndarray, fill: float, labels: bool = False) -> np.ndarray:
+        return resized(array, self.size, labels) if self.resize else fitted(array, self.size, fill)[0]
+
+    def _spots(self, prepared: Prepared, stored: np.ndarray) -> dict[str, np.ndarray]:
+        """A bounded table of places of each kind, the same at every preparation."""
+        masks = {}
+        for kind in self.kinds:
+            name, _, number = kind.partition("=")
+            if kind == "foreground":
+                masks[kind] = stored > stored.mean()
+            elif name in self.labels:
+                masks[kind] = prepared.labels[name] == int(number) if number else prepared.labels[name] > 0
+        return {kind: _drawn(mask) for kind, mask in masks.items()}
+
+
+def _drawn(mask: np.ndarray) -> np.ndarray:
+    """(N, dims) int16 of at most `_SPOTS` places."""
+    places = np.flatnonzero(mask)
+    if len(places) > _SPOTS:
+        places = np.sort(generator(len(places), _SPOT_STREAM).choice(places, _SPOTS, replace=False))
+    return np.stack(np.unravel_index(places, mask.shape), 1).astype(np.int16 if max(mask.shape) < 2**15 else np.int32)
+
+
+def _compact(values: np.ndarray, rule: IntensityMap, fit: Mapping[str, float], kind: np.dtype | None) -> np.ndarray:
+    """Integers of at most 16 bits as they are stored (`kind`), where background is one of them; else float32 in network units."""
+    if kind is not None and kind.kind in "iu" and kind.itemsize <= 2:
+        limits = np.iinfo(kind)
+        if float(fit["low"]).is_integer() and limits.min <= fit["low"] <= limits.max:
+            return np.ascontiguousarray(values, kind)
+    return np.ascontiguousarray(rule.forward(values, **fit), np.float32)
+
+
+def _small(labels: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(labels, np.uint8 if labels.max(initial=0) < 256 else np.int16)
+
+
+def _stacked(array: np.ndarray, axis: int, window: Placement, fill: float) -> np.ndarray:
+    """(planes, H, W), plane after plane in memory."""
+    return np.ascontiguousarray(window.apply(np.moveaxis(array, axis, 0), fill))
+
+
+def _plane_affines(affine: np.ndarray, window: Placement, axis: int, planes: int) -> np.ndarray:
+    """(planes, 4, 4): the plane's two axes first, then the one that was cut, at the plane's place."""
+    first = window.moved(affine[:, [i for i in range(3) if i != axis] + [axis, 3]])
+    affines = np.repeat(first[None], planes, 0)
+    affines[:, :3, 3] += np.arange(planes)[:, None] * first[:3, 2]
+    return affines
