@@ -50,6 +50,7 @@ def parser() -> argparse.ArgumentParser:
     _translate(commands.add_parser("translate", help="make the target modality of an image"))
     _reconstruct(commands.add_parser("reconstruct", help="make the image that a measurement is of, and say how sure it is"))
     _evaluate(commands.add_parser("evaluate", help="score a model on the images of a manifest"))
+    _data(commands.add_parser("data", help="list, check, split and fetch images before training"))
     _import(commands.add_parser("import", help="bring a model of diffusers or MONAI into a checkpoint"))
     _zoo(commands.add_parser("zoo", help="list, show or add pretrained models"))
     _demo(commands.add_parser("demo", help="train a small diffusion model on drawn brains and report"))
@@ -118,6 +119,63 @@ def _evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--draws", type=_positive, default=1, help="translation and reconstruction: samples to average (default 1)")
     parser.add_argument("-n", type=_positive, default=64, help="synthesis: samples to draw (default 64)")
     parser.set_defaults(run=_lazy("evaluate"))
+
+
+def _data(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    _scan(actions.add_parser("scan", help="make a manifest of a folder whose layout is known or told"))
+    _check(actions.add_parser("check", help="report what is in a manifest's images and what is wrong with it"))
+    _split(actions.add_parser("split", help="share the subjects of a manifest out to train, validation and test, or to folds"))
+    _get(actions.add_parser("get", help="fetch a public set"))
+
+
+def _scan(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", metavar="DIR", help="folder to look through")
+    parser.add_argument("-o", "--output", required=True, metavar="CSV", help="manifest to write; beside it a JSON that describes its columns")
+    parser.add_argument("--layout", metavar="NAME", help="take the folder as this layout, whatever it looks like")
+    parser.add_argument(
+        "--pattern", help="of the files' paths, such as '{subject}/{channel}.nii.gz'; further names become attributes, {_} is ignored"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing manifest")
+    parser.set_defaults(run=_lazy("data"))
+
+
+def _check(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("manifest", metavar="CSV", help="manifest to check")
+    parser.add_argument("-o", "--output", default="report", metavar="DIR", help="folder for report.html and report.json (default ./report)")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier report")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON and write nothing")
+    parser.add_argument("--workers", type=_positive, help="processes that read (default: the processors, at most 8)")
+    parser.add_argument(
+        "--column",
+        action="append",
+        default=[],
+        metavar="NAME=KIND",
+        help="what a column holds, where its name does not tell: CT, MR, PET, XR, US, picture, image, kspace, label, attribute, text, ignore",
+    )
+    parser.set_defaults(run=_lazy("data"))
+
+
+def _split(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("manifest", metavar="CSV", help="manifest to split")
+    parser.add_argument("-o", "--output", required=True, metavar="CSV", help="manifest to write, with a column 'split' (or 'fold' too)")
+    parser.add_argument("--by", default="subject", metavar="COLUMN", help="rows of one value stay together (default subject, which always does)")
+    parser.add_argument("--group", metavar="COLUMN", help="whole groups, such as sites, go to one split")
+    parser.add_argument("--stratify", metavar="COLUMN", help="keep the shares of this column's values (numbers in quarters) in each split")
+    parser.add_argument(
+        "--fractions", type=float, nargs=3, default=(0.8, 0.1, 0.1), metavar=("TRAIN", "VALIDATION", "TEST"), help="default 0.8 0.1 0.1"
+    )
+    parser.add_argument("--folds", type=_positive, metavar="K", help="cross-validation: a manifest per fold; TEST is held out of all of them")
+    parser.add_argument("--seed", type=_seed, default=0, help="of the order of subjects (default 0)")
+    parser.add_argument("--resplit", action="store_true", help="give up the split that the manifest has")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing files")
+    parser.set_defaults(run=_lazy("data"))
+
+
+def _get(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", nargs="?", metavar="NAME", help="set to fetch; without it the sets are listed")
+    parser.add_argument("-o", "--output", metavar="DIR", help="folder to fetch it into")
+    parser.set_defaults(run=_lazy("data"))
 
 
 def _import(parser: argparse.ArgumentParser) -> None:
