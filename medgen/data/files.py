@@ -16,10 +16,10 @@ from medgen.core.volume import Volume
 from medgen.data.cases import BACKGROUND, Patches, Planes, Prepared
 from medgen.data.checks import attribute, check_labels, check_pair, one_plane
 from medgen.data.manifest import Manifest
+from medgen.data.planes import plane_of
 from medgen.data.readers import read
 from medgen.data.source import Cases
 
-_COLOURS = {"_red": 0, "_green": 1, "_blue": 2}
 _RESERVED = ("subject", "split", "affine", "index", MOMENTS)
 
 
@@ -48,7 +48,8 @@ class FileData:
 
     Volumes are turned to RAS and resampled to `spacing`; for 2D models only in the plane of the slice. Intensities are mapped with
     parameters of the whole volume. What sticks out of an image is padded with the lower end of the map (no signal, air).
-    A channel named `<column>_red`, `_green` or `_blue` is that plane of a colour picture.
+    A channel named `<column>_red`, `_green` or `_blue` is that plane of a colour picture, and `<column>_<number>` (from 0) any
+    plane of a file that has several (a 4D NIfTI, a stack of channels).
 
     Args:
         manifest: path of the CSV.
@@ -145,12 +146,7 @@ class FileData:
         return [*dict.fromkeys(self._column(channel)[0] for channel in self.maps), *self.labels]
 
     def _column(self, channel: str) -> tuple[str, int | None]:
-        """The manifest's column of a channel, and the plane of the picture it is (None: the only one)."""
-        for ending, plane in _COLOURS.items():
-            column = channel.removesuffix(ending)
-            if channel not in self.manifest.columns and column != channel and column in self.manifest.columns:
-                return column, plane
-        return channel, None
+        return plane_of(channel, self.manifest.columns)
 
     def _rows(self, split: str) -> list[Prepared]:
         if split not in self._prepared:
