@@ -131,7 +131,9 @@ def _data(parser: argparse.ArgumentParser) -> None:
 
 def _scan(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="DIR", help="folder to look through")
-    parser.add_argument("-o", "--output", required=True, metavar="CSV", help="manifest to write; beside it a JSON that describes its columns")
+    parser.add_argument(
+        "-o", "--output", required=True, metavar="CSV", help="manifest to write; beside it a JSON that describes its columns"
+    )
     parser.add_argument("--layout", metavar="NAME", help="take the folder as this layout, whatever it looks like")
     parser.add_argument(
         "--pattern", help="of the files' paths, such as '{subject}/{channel}.nii.gz'; further names become attributes, {_} is ignored"
@@ -159,13 +161,17 @@ def _check(parser: argparse.ArgumentParser) -> None:
 def _split(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("manifest", metavar="CSV", help="manifest to split")
     parser.add_argument("-o", "--output", required=True, metavar="CSV", help="manifest to write, with a column 'split' (or 'fold' too)")
-    parser.add_argument("--by", default="subject", metavar="COLUMN", help="rows of one value stay together (default subject, which always does)")
+    parser.add_argument(
+        "--by", default="subject", metavar="COLUMN", help="rows of one value stay together (default subject, which always does)"
+    )
     parser.add_argument("--group", metavar="COLUMN", help="whole groups, such as sites, go to one split")
     parser.add_argument("--stratify", metavar="COLUMN", help="keep the shares of this column's values (numbers in quarters) in each split")
     parser.add_argument(
         "--fractions", type=float, nargs=3, default=(0.8, 0.1, 0.1), metavar=("TRAIN", "VALIDATION", "TEST"), help="default 0.8 0.1 0.1"
     )
-    parser.add_argument("--folds", type=_positive, metavar="K", help="cross-validation: a manifest per fold; TEST is held out of all of them")
+    parser.add_argument(
+        "--folds", type=_positive, metavar="K", help="cross-validation: a manifest per fold; TEST is held out of all of them"
+    )
     parser.add_argument("--seed", type=_seed, default=0, help="of the order of subjects (default 0)")
     parser.add_argument("--resplit", action="store_true", help="give up the split that the manifest has")
     parser.add_argument("--overwrite", action="store_true", help="replace existing files")

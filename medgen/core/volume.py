@@ -11,6 +11,8 @@ import numpy as np
 
 from medgen.core.errors import MedgenError
 
+NIFTI_UNITS = "medgen; units: "  # how the description of a written NIfTI begins
+
 
 @dataclass(frozen=True)
 class Volume:
@@ -108,13 +110,22 @@ def _write_nifti(volume: Volume, path: Path) -> None:
 
     if volume.affine is None:
         raise MedgenError(f"{path.name}: a NIfTI needs an affine, and this volume has no geometry; save .npy or .png, or set `affine`")
-    array = volume.array
+    array, meta = volume.array, volume.meta
+    seconds = meta.get("frame_seconds") if meta.get("planes") == "time" and len(array) > 1 else None
     while array.ndim < 4:
         array = array[..., None]
-    data = array[0] if len(array) == 1 else np.moveaxis(array, 0, -1)
-    image = nibabel.Nifti1Image(_storable(np.ascontiguousarray(data)), volume.affine)
-    image.header.set_xyzt_units("mm")
-    image.header["descrip"] = f"medgen; units: {volume.units}"[:79].encode()
+    if meta.get("planes") == "colour" and array.dtype == np.uint8 and len(array) == 3:
+        data = np.ascontiguousarray(np.moveaxis(array, 0, -1)).view([("R", "u1"), ("G", "u1"), ("B", "u1")])[..., 0]
+    else:
+        planes = tuple(meta.get("planes_shape", ()))[::-1]  # the order of the file's axes: time, vector
+        planes = planes if np.prod(planes, dtype=int) == len(array) else (len(array),)
+        data = _storable(array[0] if len(array) == 1 else np.moveaxis(array, 0, -1).reshape((*array.shape[1:], *planes), order="F"))
+    kind = nibabel.Nifti1Image if max(data.shape) < 2**15 else nibabel.Nifti2Image
+    image = kind(np.ascontiguousarray(data), volume.affine)
+    image.header.set_xyzt_units("mm", "sec" if seconds else None)
+    if seconds:
+        image.header["pixdim"][4] = seconds
+    image.header["descrip"] = f"{NIFTI_UNITS}{volume.units}"[:79].encode()
     nibabel.save(image, path)
 
 

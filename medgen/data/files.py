@@ -19,11 +19,11 @@ from medgen.core.task import MOMENTS
 from medgen.data.cases import Cutter, InMemory, Patches, Planes, Prepared
 from medgen.data.checks import attribute
 from medgen.data.manifest import Manifest
+from medgen.data.planes import plane_of
 from medgen.data.recipe import Recipe
 from medgen.data.source import Cases
 from medgen.data.store import Progress, Rows, Store, Wanted
 
-_COLOURS = {"_red": 0, "_green": 1, "_blue": 2}
 _RESERVED = ("subject", "split", "affine", "index", MOMENTS)
 _ROBUST = (".nii", ".nii.gz", ".npy", ".png")  # decoders that have never ended a process
 _SMALL = 64 << 20  # bytes of files that are prepared sooner than a worker process has started
@@ -68,7 +68,8 @@ class FileData:
 
     Volumes are turned to RAS and resampled to `spacing`; for 2D models only in the plane of the slice. Intensities are mapped with
     parameters of the whole volume. What sticks out of an image is padded with the lower end of the map (no signal, air).
-    A channel named `<column>_red`, `_green` or `_blue` is that plane of a colour picture.
+    A channel named `<column>_red`, `_green` or `_blue` is that plane of a colour picture, and `<column>_<number>` (from 0) any
+    plane of a file that has several (a 4D NIfTI, a stack of channels).
 
     Args:
         manifest: path of the CSV.
@@ -135,7 +136,7 @@ class FileData:
     def recipe(self) -> Recipe:
         """What is made of a row."""
         return Recipe(
-            columns={name: self._column(name) for name in self.maps},
+            columns={name: plane_of(name, self.manifest.columns) for name in self.maps},
             rules={name: rule.describe() for name, rule in self.maps.items()},
             labels=self.labels,
             size=self.size,
@@ -215,14 +216,6 @@ class FileData:
                 raise MedgenError(f"'{name}' has two roles; a name is one channel, one label map or one attribute, and none of {_RESERVED}")
         self.manifest.require([*self.recipe.files, *self.attributes])
         self.recipe.check_kinds()
-
-    def _column(self, channel: str) -> tuple[str, int | None]:
-        """The manifest's column of a channel, and the plane of the picture it is (None: the only one)."""
-        for ending, plane in _COLOURS.items():
-            column = channel.removesuffix(ending)
-            if channel not in self.manifest.columns and column != channel and column in self.manifest.columns:
-                return column, plane
-        return channel, None
 
     def _attributes(self, row: Mapping[str, str]) -> dict[str, int | float]:
         return {name: attribute(row, name, classes, self.manifest.path) for name, classes in self.attributes.items()}

@@ -51,6 +51,36 @@ def finite(volume: Volume) -> Volume:
     return volume.with_array(array)
 
 
+def read_section(source: str | Path, axis: int, index: int) -> Volume:
+    """One slice of a volume (`axis` 0, 1 or 2: one voxel thick, at its place in the world) or one of its planes (`axis` 3: a frame, a
+    channel), as stored. Where the format can, nothing else is read.
+
+    Raises:
+        MedgenError: as `read_stored`; an axis or index that the image has not.
+    """
+    path, part = parted(source)
+    format = format_of(path)
+    header = _told(format, path, lambda: format.header(path, part))
+    check_size(path, header)
+    extent = (*header.shape, header.channels)
+    if len(extent) != 4 or axis not in range(4) or not 0 <= index < extent[axis]:
+        raise MedgenError(f"{source}: no section {index} of axis {axis}; its axes and planes are {extent}")
+    if format.section is not None:
+        volume = _told(format, path, lambda: format.section(path, part, axis, index))
+    else:
+        volume = _told(format, path, lambda: _cut(format.read(path, part), axis, index))
+    return volume.with_array(volume.array, meta={"file": str(source), **volume.meta})
+
+
+def _cut(volume: Volume, axis: int, index: int) -> Volume:
+    if axis == 3:
+        return volume.with_array(volume.array[index : index + 1])
+    affine = None if volume.affine is None else volume.affine.copy()
+    if affine is not None:
+        affine[:3, 3] += index * affine[:3, axis]
+    return volume.with_array(np.take(volume.array, [index], axis + 1), affine=affine)
+
+
 def peek(source: str | Path) -> Header:
     """What `source` says of its image, without the voxels.
 
