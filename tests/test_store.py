@@ -14,7 +14,8 @@ import pytest
 
 from medgen.core.errors import MedgenError
 from medgen.data import recipe as recipes
-from medgen.data.files import FileData, Options
+from medgen.data.files import FileData
+from medgen.data.options import Cut, Keep, Options
 from medgen.data.store import Store
 from medgen.data.workers import each
 
@@ -64,7 +65,7 @@ def prepared(monkeypatch) -> list[str]:
 @pytest.mark.parametrize("spacing", [None, (1.5, 1.0, 2.0)])
 def test_a_store_holds_the_values_that_memory_holds(scans, size, spacing):
     ours = data(scans, size, spacing=spacing).split("train")
-    theirs = data(scans, size, {"store": "memory"}, spacing=spacing).split("train")
+    theirs = data(scans, size, {"keep": Keep("memory")}, spacing=spacing).split("train")
     assert len(ours) == len(theirs) > 0
     for index in range(len(ours)):
         one, other = (cases.case(index, np.random.default_rng(index)) for cases in (ours, theirs))
@@ -144,13 +145,13 @@ def test_a_broken_file_costs_its_row_and_training_is_refused_unless_told(scans):
     with pytest.raises(MedgenError, match=r"1_t1\.nii\.gz: a damaged or truncated NIfTI"):
         data(scans).split("train")
     with pytest.warns(UserWarning, match=r"1 of 3 rows .*1_t1.*left out"):
-        cases = data(scans, options={"skip_broken": True}).split("train")
+        cases = data(scans, options={"keep": Keep(skip_broken=True)}).split("train")
     assert [cases.case(i, np.random.default_rng(0))["subject"] for i in range(len(cases))] == ["s0", "s2"]
 
 
 def test_worker_processes_prepare_the_same(scans):
     here = data(scans).split("train")
-    there = data(scans, options={"prepare_workers": 2, "store": str(scans / "other")}).split("train")
+    there = data(scans, options={"keep": Keep(str(scans / "other"), workers=2)}).split("train")
     for index in range(3):
         one, other = (cases.case(index, np.random.default_rng(index)) for cases in (here, there))
         np.testing.assert_array_equal(one["t1"], other["t1"])
@@ -158,7 +159,7 @@ def test_worker_processes_prepare_the_same(scans):
 
 
 def prepare_all(folder: str) -> int:
-    return len(data(Path(folder), options={"prepare_workers": 0}).split("train"))
+    return len(data(Path(folder), options={"keep": Keep(workers=0)}).split("train"))
 
 
 def test_two_processes_at_once_prepare_every_row_once(scans):
@@ -244,13 +245,13 @@ def test_the_memory_of_a_reader_does_not_grow_with_the_store(scans):
 
 def test_patches_are_centred_on_the_kinds_of_places_that_are_asked_for(scans):
     weights = {"mask=2": 3.0, "uniform": 1.0}
-    cases = data(scans, (3, 3, 3), {"patches": weights}).split("train")
+    cases = data(scans, (3, 3, 3), {"cut": Cut(patches=weights)}).split("train")
     rng = np.random.default_rng(0)
     middle = np.mean([cases.case(n % 3, rng)["mask"][0, 1, 1, 1] == 2 for n in range(600)])
     assert 0.68 < middle < 0.82  # 3 of 4, and a few more by chance
-    only = data(scans, (3, 3, 3), {"patches": {"mask": 1.0}}).split("train")
+    only = data(scans, (3, 3, 3), {"cut": Cut(patches={"mask": 1.0})}).split("train")
     assert all((only.case(n % 3, rng)["mask"] == 2).any() for n in range(50))
     with pytest.raises(MedgenError, match=r"no kind of place 'masks'; did you mean 'mask"):
-        data(scans, (3, 3, 3), {"patches": {"masks": 1.0}})
+        data(scans, (3, 3, 3), {"cut": Cut(patches={"masks": 1.0})})
     with pytest.raises(MedgenError, match=r"kinds of places are for patches of volumes"):
-        data(scans, (3, 3), {"patches": {"mask": 1.0}})
+        data(scans, (3, 3), {"cut": Cut(patches={"mask": 1.0})})

@@ -126,6 +126,7 @@ def _data(parser: argparse.ArgumentParser) -> None:
     _scan(actions.add_parser("scan", help="make a manifest of a folder whose layout is known or told"))
     _check(actions.add_parser("check", help="report what is in a manifest's images and what is wrong with it"))
     _split(actions.add_parser("split", help="share the subjects of a manifest out to train, validation and test, or to folds"))
+    _prepare(actions.add_parser("prepare", help="read, resample and scale the images of an experiment once, for all runs"))
     _get(actions.add_parser("get", help="fetch a public set"))
 
 
@@ -175,6 +176,14 @@ def _split(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=_seed, default=0, help="of the order of subjects (default 0)")
     parser.add_argument("--resplit", action="store_true", help="give up the split that the manifest has")
     parser.add_argument("--overwrite", action="store_true", help="replace existing files")
+    parser.set_defaults(run=_lazy("data"))
+
+
+def _prepare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "overrides", nargs="+", metavar="KEY=VALUE", help="the experiment's, as `train` takes them: data=slices data.source.manifest=..."
+    )
+    parser.add_argument("--prune", action="store_true", help="drop what other rows, and files as they were before, have left in the store")
     parser.set_defaults(run=_lazy("data"))
 
 

@@ -7,7 +7,6 @@ import os
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,12 @@ import numpy as np
 
 from medgen.core.errors import MedgenError, nearest
 from medgen.core.intensity import IntensityMap, intensity_map
+from medgen.core.neighbours import neighbours
 from medgen.core.task import MOMENTS
-from medgen.data.cases import Cutter, InMemory, Patches, Planes, Prepared
+from medgen.data.cases import Cutter, InMemory, Patches, Planes, RowCases, Unpaired
 from medgen.data.checks import attribute
 from medgen.data.manifest import Manifest
+from medgen.data.options import Options
 from medgen.data.planes import plane_of
 from medgen.data.recipe import Recipe
 from medgen.data.source import Cases
@@ -27,39 +28,6 @@ from medgen.data.store import Progress, Rows, Store, Wanted
 _RESERVED = ("subject", "split", "affine", "index", MOMENTS)
 _ROBUST = (".nii", ".nii.gz", ".npy", ".png")  # decoders that have never ended a process
 _SMALL = 64 << 20  # bytes of files that are prepared sooner than a worker process has started
-
-
-@dataclass(frozen=True)
-class Options:
-    """The finer points of `FileData`.
-
-    Attributes:
-        min_foreground: a slice with a smaller fraction of its voxels above the mean of the volume is left out.
-        resize: scale pictures to `size` instead of cropping and padding them.
-        about: "name", "licence", "attribution" of the data, for the contract.
-        patches: kind of place -> how often 3D patches of training are centred there, relative to each other: "uniform" (anywhere),
-            "foreground" (voxels above the mean), "<label map>" (any of its classes but 0) or "<label map>=<class>".
-        store: folder of the prepared data; None is `.medgen` beside the manifest (where that cannot be written, the user's cache);
-            "memory" prepares anew in every process and keeps nothing on disk.
-        prepare_workers: processes that prepare; None decides by the files.
-        skip_broken: leave rows out that cannot be prepared, with a warning, instead of refusing to train.
-    """
-
-    min_foreground: float = 0.02
-    resize: bool = False
-    about: Mapping[str, str] = field(default_factory=dict)
-    patches: Mapping[str, float] = field(default_factory=dict)
-    store: str | None = None
-    prepare_workers: int | None = None
-    skip_broken: bool = False
-
-    def __post_init__(self):
-        for key in self.about:
-            if key not in (known := ("name", "licence", "attribution")):
-                raise MedgenError(f"about: no entry '{key}'; {nearest(key, known)}")
-        for kind, weight in self.patches.items():
-            if not weight >= 0:
-                raise MedgenError(f"patches: '{kind}' has the weight {weight}; expected 0 or more")
 
 
 class FileData:
@@ -78,7 +46,8 @@ class FileData:
         labels: column of a label map -> number of classes.
         attributes: column of an attribute -> number of classes, or 0 for a real number.
         spacing: mm along R, A and S; None keeps what the files have.
-        slice_axis: the axis that 2D slices are cut across; 2 is axial.
+        slice_axis: the axis that 2D slices are cut across; 2 is axial. Several, such as [0, 1, 2], cut across each; the first one is the
+            contract's, across which a volume is cut at last.
     """
 
     def __init__(
@@ -89,7 +58,7 @@ class FileData:
         labels: Mapping[str, int] | None = None,
         attributes: Mapping[str, int] | None = None,
         spacing: Sequence[float] | None = None,
-        slice_axis: int | None = 2,
+        slice_axis: int | Sequence[int] | None = 2,
         options: Options | None = None,
     ):
         self.manifest = Manifest.read(manifest)
@@ -97,10 +66,12 @@ class FileData:
         self.size = tuple(int(n) for n in size)
         self.labels, self.attributes = dict(labels or {}), dict(attributes or {})
         self.spacing = None if spacing is None else tuple(float(s) for s in spacing)
-        self.slice_axis = slice_axis if len(self.size) == 2 else None
+        axes = () if slice_axis is None or len(self.size) != 2 else slice_axis
+        self.slice_axes: tuple[int, ...] = (axes,) if isinstance(axes, int) else tuple(axes)
         self.options = options or Options()
         self._check()
-        self._prepared: dict[str, Sequence[Prepared]] = {}
+        self._has: dict[str, list[set[str]]] = {}
+        self._prepared: dict[str, Rows | InMemory] = {}
 
     def split(self, name: str) -> Cases:
         """The cases of a split.
@@ -109,26 +80,30 @@ class FileData:
             EmptySplit: no row has that split.
             MedgenError: a missing or damaged file, unpaired grids, a label or attribute out of range, no slice with foreground.
         """
-        rows, cutter = self.prepared(name), Cutter(self.maps)
+        cut = self.options.cut
+        rows, cutter = self.prepared(name), Cutter(self.maps, tuple(self.labels), cut.neighbours, self.options.missing)
         if len(self.size) == 3:
-            return Patches(rows, self.size, cutter, anywhere=name == "train", kinds=self.options.patches)
-        return Planes(rows, rows.counts, cutter)
+            cases = Patches(rows, self.size, cutter, anywhere=name == "train", cut=cut)
+        else:
+            cases = Planes(rows, rows.counts, cutter)
+        return self._unpaired(cases, name) if cut.unpaired else cases
 
     def facts(self) -> dict[str, Any]:
         """What the training split decides of a contract; see `Source.facts`."""
         rows = self.prepared("train")
         known = [(row.spacing, row.volumetric, row.ranges) for row in rows]
         spacings = [spacing for spacing, _, _ in known if spacing is not None]
+        channels = neighbours(self.maps, self.options.cut.neighbours)
         native = tuple(round(float(s), 4) for s in np.median(spacings, 0)) if spacings else None
         return {
             "spatial_dims": len(self.size),
             "size": self.size,
             "labels": dict(self.labels),
             "attributes": dict(self.attributes),
-            "intensity": {name: {**rule.describe(), "typical": _typical(known, name)} for name, rule in self.maps.items()},
+            "intensity": {name: self._intensity(channel, known) for name, (channel, _) in channels.items()},
             "orientation": "RAS" if spacings else None,
             "spacing": self.spacing or native,
-            "slice_axis": self.slice_axis if any(volumetric for _, volumetric, _ in known) else None,
+            "slice_axis": self.slice_axes[0] if self.slice_axes and any(volumetric for _, volumetric, _ in known) else None,
             "data": self._about(),
         }
 
@@ -141,21 +116,22 @@ class FileData:
             labels=self.labels,
             size=self.size,
             spacing=self.spacing,
-            slice_axis=self.slice_axis,
+            axes=self.slice_axes,
             min_foreground=self.options.min_foreground,
             resize=self.options.resize,
-            kinds=tuple(sorted(kind for kind in self.options.patches if kind != "uniform")),
+            kinds=tuple(sorted(kind for kind in self.options.cut.patches if kind != "uniform")),
         )
 
     def prepared(self, split: str, progress: Progress | None = None) -> Rows | InMemory:
         """The rows of a split, ready to be cut; `progress` is told (done, of) while they are prepared."""
         if split not in self._prepared:
             manifest = self.manifest.split(split)
-            manifest.require_files(self.recipe.files)
+            manifest.require_files(self.recipe.files, blank=self.blank)
             extra = [{"subject": row["subject"], **self._attributes(row)} for row in manifest.rows]
             rows, failures = self._rows(manifest, progress)
             self._report(manifest, failures)
             rows.extra = [e for place, e in enumerate(extra) if place not in failures]
+            self._has[split] = [set(row.files) for place, row in enumerate(self.wanted(manifest)) if place not in failures]
             if not rows.counts.sum():
                 found = f"no slice of split '{split}' has {self.options.min_foreground:.1%} of its voxels above the mean"
                 raise MedgenError(f"{manifest.path}: {found}; lower min_foreground")
@@ -164,17 +140,19 @@ class FileData:
 
     def wanted(self, manifest: Manifest) -> list[Wanted]:
         """The rows of a manifest as the store takes them."""
-        files = self.recipe.files
-        where = f"{manifest.path}: subject"
-        cells = [{column: os.path.abspath(manifest.file(row, column)) for column in files} for row in manifest.rows]
-        return [Wanted(files, f"{where} {row['subject']}") for files, row in zip(cells, manifest.rows, strict=True)]
+        wanted = []
+        for row in manifest.rows:
+            files = {column: os.path.abspath(manifest.file(row, column)) for column in self.recipe.files if row[column]}
+            wanted.append(Wanted(files, f"{manifest.path}: subject {row['subject']}"))
+        return wanted
 
     @property
     def store(self) -> Store | None:
         """Where prepared rows are kept; None keeps them in memory."""
-        if self.options.store == "memory":
+        folder = self.options.keep.folder
+        if folder == "memory":
             return None
-        return Store(Path(self.options.store) if self.options.store else default_store(self.manifest.path), self.recipe)
+        return Store(Path(folder) if folder else default_store(self.manifest.path), self.recipe)
 
     def _rows(self, manifest: Manifest, progress: Progress | None) -> tuple[Rows | InMemory, dict[int, str]]:
         wanted, store = self.wanted(manifest), self.store
@@ -184,8 +162,8 @@ class FileData:
 
     def _workers(self, wanted: Sequence[Wanted]) -> int:
         """Few small files of robust formats are prepared here and now; others in processes that may die of them."""
-        if self.options.prepare_workers is not None:
-            return self.options.prepare_workers
+        if self.options.keep.workers is not None:
+            return self.options.keep.workers
         cells = [cell for row in wanted for cell in row.files.values()]
         robust = all(cell.lower().endswith(_ROBUST) for cell in cells)
         small = robust and sum(os.path.getsize(cell) for cell in cells) < _SMALL
@@ -196,7 +174,7 @@ class FileData:
             return
         first = next(iter(failures.values()))
         several = f"{len(failures)} of {len(manifest)} rows of {manifest.path} cannot be prepared; the first: {first}"
-        if self.options.skip_broken and len(failures) < len(manifest):
+        if self.options.keep.skip_broken and len(failures) < len(manifest):
             warnings.warn(f"{several}; they are left out", stacklevel=4)
         else:
             raise MedgenError(first if len(failures) == 1 else several)
@@ -208,14 +186,44 @@ class FileData:
             raise MedgenError("channels: expected at least one, such as {t1: {name: mr_percentile}}")
         if self.spacing is not None and (len(self.spacing) != 3 or min(self.spacing) <= 0):
             raise MedgenError(f"spacing: expected three positive numbers of mm or null, found {list(self.spacing)}")
-        if self.slice_axis not in (None, 0, 1, 2):
-            raise MedgenError(f"slice_axis: expected 0 (sagittal), 1 (coronal) or 2 (axial), found {self.slice_axis}")
+        if not set(self.slice_axes) <= {0, 1, 2} or len(set(self.slice_axes)) < len(self.slice_axes):
+            raise MedgenError(f"slice_axis: expected 0 (sagittal), 1 (coronal) or 2 (axial), or several, found {list(self.slice_axes)}")
         names = [*self.maps, *self.labels, *self.attributes]
         for name in names:
             if names.count(name) > 1 or name in _RESERVED:
                 raise MedgenError(f"'{name}' has two roles; a name is one channel, one label map or one attribute, and none of {_RESERVED}")
         self.manifest.require([*self.recipe.files, *self.attributes])
         self.recipe.check_kinds()
+        self._check_cut()
+
+    def _check_cut(self) -> None:
+        cut, flat = self.options.cut, len(self.size) == 2
+        for name, wrong, kind in (("buckets", cut.buckets and flat, "volumes"), ("neighbours", cut.neighbours and not flat, "slices")):
+            if wrong:
+                raise MedgenError(f"cut.{name} is for {kind}, and size is {list(self.size)}; leave it out")
+        for name in cut.unpaired:
+            if name not in (known := [*self.maps, *self.labels]):
+                raise MedgenError(f"cut.unpaired: no channel or label map '{name}'; {nearest(name, known)}")
+        if cut.unpaired and set(self.maps) <= set(cut.unpaired):
+            raise MedgenError(f"cut.unpaired names every channel ({', '.join(cut.unpaired)}); leave those out that it starts from")
+
+    @property
+    def blank(self) -> bool:
+        """Whether a row may lack files."""
+        return self.options.missing or bool(self.options.cut.unpaired)
+
+    def _unpaired(self, cases: RowCases, split: str) -> Unpaired:
+        names = self.options.cut.unpaired
+        second = {plane_of(name, self.manifest.columns)[0] for name in names}
+        first = {column for column in self.recipe.files if column not in second}
+        pools = [np.flatnonzero(cases.told([need <= has for has in self._has[split]])) for need in (first, second)]
+        for pool, need in zip(pools, (first, second), strict=True):
+            if not len(pool):
+                raise MedgenError(f"{self.manifest.path}: no row of split '{split}' has {', '.join(sorted(need))}; see cut.unpaired")
+        return Unpaired(cases, pools[0], pools[1], names)
+
+    def _intensity(self, channel: str, known: Sequence[tuple[Any, bool, Mapping[str, Any]]]) -> dict[str, Any]:
+        return {**self.maps[channel].describe(), "typical": _typical(known, channel)}
 
     def _attributes(self, row: Mapping[str, str]) -> dict[str, int | float]:
         return {name: attribute(row, name, classes, self.manifest.path) for name, classes in self.attributes.items()}
@@ -253,5 +261,7 @@ def progress_bar(title: str) -> Progress:
 
 
 def _typical(known: Sequence[tuple[Any, bool, Mapping[str, Any]]], channel: str) -> dict[str, float]:
-    ranges = [ranges[channel] for _, _, ranges in known]
+    ranges = [ranges[channel] for _, _, ranges in known if channel in ranges]
+    if not ranges:
+        raise MedgenError(f"no training row has a file for '{channel}'; fill cells of its column or leave the channel out")
     return {key: float(np.median([r[key] for r in ranges])) for key in ranges[0]}

@@ -30,9 +30,10 @@ class Recipe:
         columns: channel -> (column of the manifest, plane of the file or None for its only one).
         rules: channel -> intensity rule as `IntensityMap.describe` gives it.
         labels: label map -> number of classes.
-        size, spacing, slice_axis: as in `medgen.data.files.FileData`.
-        min_foreground, resize: as in `medgen.data.files.Options`.
-        kinds: kinds of places where patches are centred; see `Options.patches`.
+        size, spacing: as in `medgen.data.files.FileData`.
+        axes: across which slices are cut.
+        min_foreground, resize: as in `medgen.data.options.Options`.
+        kinds: kinds of places where patches are centred; see `medgen.data.options.Cut`.
     """
 
     columns: Mapping[str, tuple[str, int | None]]
@@ -40,7 +41,7 @@ class Recipe:
     labels: Mapping[str, int]
     size: tuple[int, ...]
     spacing: tuple[float, ...] | None = None
-    slice_axis: int | None = None
+    axes: tuple[int, ...] = ()
     min_foreground: float = 0.02
     resize: bool = False
     kinds: tuple[str, ...] = field(default_factory=tuple)
@@ -63,9 +64,9 @@ class Recipe:
         known = ["uniform", "foreground", *self.labels, *(f"{name}={k}" for name, n in self.labels.items() for k in range(n))]
         for kind in self.kinds:
             if kind not in known:
-                raise MedgenError(f"patches: no kind of place '{kind}'; {nearest(kind, known)}")
+                raise MedgenError(f"cut.patches: no kind of place '{kind}'; {nearest(kind, known)}")
         if self.kinds and len(self.size) != 3:
-            raise MedgenError(f"patches: kinds of places are for patches of volumes, and size is {list(self.size)}")
+            raise MedgenError(f"cut.patches: kinds of places are for patches of volumes, and size is {list(self.size)}")
 
     def pieces(self, files: Mapping[str, str], where: str) -> Iterator[Prepared]:
         """The row as one or more pieces.
@@ -77,27 +78,41 @@ class Recipe:
         stored = {column: read_stored(cell) for column, cell in files.items()}
         images, labels = self._checked({column: finite(volume) for column, volume in stored.items()}, where)
         ranges = {name: self.maps[name].fit(volume.array) for name, volume in images.items()}
-        turned = {name: self._turned(volume) for name, volume in images.items()}
-        placed = {name: self._spaced(volume) for name, volume in turned.items()}
+        images, labels = ({name: self._turned(volume) for name, volume in group.items()} for group in (images, labels))
+        kinds = {name: stored[self.columns[name][0]].array.dtype for name in images}
+        volumetric = len(next(iter(images.values())).shape) == 3
+        for axis in self.axes if volumetric and len(self.size) == 2 else (None,):
+            yield self._piece(images, labels, ranges, kinds, axis)
+
+    def _piece(
+        self,
+        images: Mapping[str, Volume],
+        labels: Mapping[str, Volume],
+        ranges: dict[str, dict[str, float]],
+        kinds: Mapping[str, np.dtype],
+        axis: int | None,
+    ) -> Prepared:
+        placed = {name: self._spaced(volume, axis) for name, volume in images.items()}
         kept = {}
-        for name, (column, _) in self.columns.items():
-            exact = placed[name].array is turned[name].array and not self.resize
-            kept[name] = _compact(placed[name].array[0], self.maps[name], ranges[name], stored[column].array.dtype if exact else None)
+        for name, volume in placed.items():
+            exact = volume.array is images[name].array and not self.resize
+            kept[name] = _compact(volume.array[0], self.maps[name], ranges[name], kinds[name] if exact else None)
         first = next(iter(placed.values()))
         prepared = Prepared(
             images=kept,
-            labels={name: _small(self._spaced(self._turned(volume), labels=True).array[0]) for name, volume in labels.items()},
+            labels={name: _small(self._spaced(volume, axis, labels=True).array[0]) for name, volume in labels.items()},
             affines=first.affine,
             ranges=ranges,
             spacing=first.spacing,
             volumetric=len(first.shape) == 3,
         )
-        yield self._cut(prepared, first.array[0])
+        return self._cut(prepared, first.array[0], axis)
 
     def _checked(self, volumes: Mapping[str, Volume], where: str) -> tuple[dict[str, Volume], dict[str, Volume]]:
         """Channels and label maps of one grid."""
-        images = {channel: one_plane(volumes[column], channel, plane) for channel, (column, plane) in self.columns.items()}
-        labels = {name: one_plane(volumes[name], name) for name in self.labels}
+        columns = {channel: place for channel, place in self.columns.items() if place[0] in volumes}
+        images = {channel: one_plane(volumes[column], channel, plane) for channel, (column, plane) in columns.items()}
+        labels = {name: one_plane(volumes[name], name) for name in self.labels if name in volumes}
         check_pair({**images, **labels}, where)
         for name, volume in labels.items():
             check_labels(volume, name, self.labels[name])
@@ -106,26 +121,28 @@ class Recipe:
     def _turned(self, volume: Volume) -> Volume:
         if len(volume.shape) == 2 and len(self.size) == 3:
             raise MedgenError(f"{volume.meta['file']}: a picture of shape {volume.shape}, and size {list(self.size)} asks for volumes")
-        if len(volume.shape) == 3 and len(self.size) == 2 and self.slice_axis is None:
+        if len(volume.shape) == 3 and len(self.size) == 2 and not self.axes:
             raise MedgenError(f"{volume.meta['file']}: a volume of shape {volume.shape}; set slice_axis (2 is axial) to cut slices")
         if volume.affine is None and self.spacing is not None:
             raise MedgenError(f"{volume.meta['file']}: has no geometry and cannot be brought to {list(self.spacing)} mm; set spacing: null")
         return volume if volume.affine is None else reoriented(volume, "RAS")
 
-    def _spaced(self, volume: Volume, labels: bool = False) -> Volume:
-        """On the recipe's spacing; the very same array where that is the volume's own."""
-        if self.spacing is None:
-            return volume
-        return resampled(volume, [None if axis == self.slice_axis else s for axis, s in enumerate(self.spacing)], labels)
+    def _spaced(self, volume: Volume, axis: int | None, labels: bool = False) -> Volume:
+        """On the recipe's spacing, but across slices; the very same array where that is the volume's own."""
+        if self.spacing is not None:
+            return resampled(volume, [None if i == axis else s for i, s in enumerate(self.spacing)], labels)
+        if self.resize and volume.affine is None and len(volume.shape) == 3:  # frames of a video keep their time
+            size = (volume.shape[0], *self.size[-2:])
+            return volume.with_array(resized(volume.array, size, labels))
+        return volume
 
-    def _cut(self, prepared: Prepared, stored: np.ndarray) -> Prepared:
+    def _cut(self, prepared: Prepared, stored: np.ndarray, axis: int | None) -> Prepared:
         if len(self.size) == 3:
             return replace(prepared, spots=self._spots(prepared, stored))
-        return self._slices(prepared, stored) if prepared.volumetric else self._picture(prepared)
+        return self._picture(prepared) if axis is None else self._slices(prepared, stored, axis)
 
-    def _slices(self, prepared: Prepared, stored: np.ndarray) -> Prepared:
-        """Slices across `slice_axis` on the model's grid; those that are nearly empty in the first channel are not kept."""
-        axis = self.slice_axis
+    def _slices(self, prepared: Prepared, stored: np.ndarray, axis: int) -> Prepared:
+        """Slices across `axis` on the model's grid; those that are nearly empty in the first channel are not kept."""
         bright = np.moveaxis(stored > stored.mean(), axis, 0)
         kept = np.flatnonzero(bright.mean((1, 2)) >= self.min_foreground)
         window = Placement.centred(bright.shape, self.size)
@@ -149,7 +166,7 @@ class Recipe:
             name, _, number = kind.partition("=")
             if kind == "foreground":
                 masks[kind] = stored > stored.mean()
-            elif name in self.labels:
+            elif name in prepared.labels:
                 masks[kind] = prepared.labels[name] == int(number) if number else prepared.labels[name] > 0
         return {kind: _drawn(mask) for kind, mask in masks.items()}
 

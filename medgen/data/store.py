@@ -113,20 +113,22 @@ class Store:
         return Rows(self.folder, [index.places[number] for number in found], [index.cases[number] for number in found]), failures
 
     def prune(self, wanted: Iterable[Wanted]) -> int:
-        """Drop the arrays of all other rows and of files as they were before; the number of bytes that were freed."""
+        """Drop the arrays of all other rows and of files as they were before; the number of bytes that were freed. Not while a training
+        reads them."""
         with alone(self.folder / "lock"):
             index = Index(self.folder)
-            numbers = sorted({number for row in wanted if (number := index.record(row.files)) is not None})
-            records = [index.read(number) for number in numbers]
-            before = sum(path.stat().st_size for path in self.folder.glob("*.bin"))
-            kept = [_moved(self.folder, record) for record in records]
-            close_shard(self.folder)
-            index.replace(kept)
-            used = {shard for record in kept for shard in record.shards}
-            for path in self.folder.glob("*.bin"):
-                if path.name not in used:
-                    path.unlink()
-            return before - sum(path.stat().st_size for path in self.folder.glob("*.bin"))
+            numbers = {number for row in wanted if (number := index.record(row.files)) is not None}
+            records = [index.read(number) for number in sorted(numbers)]
+            before, used = _size(self.folder), {shard for record in records for shard in record.shards}
+            if len(records) < len(index.places) or used != {path.name for path in self.folder.glob("*.bin")}:
+                kept = [_moved(self.folder, record) for record in records]
+                close_shard(self.folder)
+                index.replace(kept)
+                used = {shard for record in kept for shard in record.shards}
+                for path in self.folder.glob("*.bin"):
+                    if path.name not in used:
+                        path.unlink()
+            return before - _size(self.folder)
 
     def _complete(self, index: Index, wanted: Sequence[Wanted], workers: int, progress: Progress | None) -> dict[int, str]:
         missing = [place for place, row in enumerate(wanted) if index.record(row.files) is None]
@@ -377,6 +379,10 @@ def _moved(folder: Path, record: Record) -> Record:
         pieces.append({**piece, "arrays": arrays})
     _shard(folder).file.flush()
     return Record(record.sources, pieces)
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.glob("*.bin"))
 
 
 def _here(work: Callable[[Wanted], Record], rows: Sequence[Wanted]) -> Iterator[tuple[int, Record | Failure]]:
