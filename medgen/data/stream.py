@@ -68,9 +68,14 @@ class TrainingSamples(Dataset):
             version = n // len(self.cases) % self.latents.versions
             case = Versions(self.cases, self.seed, self.augment)[index, version]
             return {**case, MOMENTS: self.latents.row(index, version), "index": n}
-        rng = generator(self.seed, n, _CHOICE)
+        rng = generator(self.seed, n, _CHOICE) if self.augment or self.cases.varies else None
         case = self.cases.case(index, rng)
-        return {**(self.augment(case, rng) if self.augment else case), "index": n}
+        return {**(self.augment(writable(case), rng) if self.augment else case), "index": n}
+
+
+def writable(case: Case) -> Case:
+    """With arrays of its own where they are views of a store."""
+    return {name: np.array(v) if isinstance(v, np.ndarray) and not v.flags.writeable else v for name, v in case.items()}
 
 
 class Versions(Dataset):
@@ -83,7 +88,7 @@ class Versions(Dataset):
         index, version = key
         rng = generator(self.seed, index, version, _VERSION)
         case = self.cases.case(index, rng)
-        return {**(self.augment(case, rng) if self.augment else case), "index": index}
+        return {**(self.augment(writable(case), rng) if self.augment else case), "index": index}
 
 
 class InOrder(Dataset):
