@@ -110,6 +110,7 @@ class FileData:
     @property
     def recipe(self) -> Recipe:
         """What is made of a row."""
+        cut = self.options.cut
         return Recipe(
             columns={name: plane_of(name, self.manifest.columns) for name in self.maps},
             rules={name: rule.describe() for name, rule in self.maps.items()},
@@ -119,7 +120,8 @@ class FileData:
             axes=self.slice_axes,
             min_foreground=self.options.min_foreground,
             resize=self.options.resize,
-            kinds=tuple(sorted(kind for kind in self.options.cut.patches if kind != "uniform")),
+            kinds=tuple(sorted(kind for kind in cut.patches if kind != "uniform")),
+            tiles=(cut.mpp, cut.stride, cut.tissue),
         )
 
     def prepared(self, split: str, progress: Progress | None = None) -> Rows | InMemory:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,9 +15,12 @@ from medgen.core.random import generator
 from medgen.core.volume import Volume
 from medgen.data.cases import Prepared
 from medgen.data.checks import check_labels, check_pair, one_plane
-from medgen.data.readers import finite, read_stored
+from medgen.data.formats.slide import ENDINGS as SLIDES
+from medgen.data.formats.slide import Slide
+from medgen.data.readers import finite, parted, read_stored
 
 VERSION = 1  # of what a recipe makes of a file; raise it where that changes
+_TILES = 256  # of a slide that are in memory at once
 _SPOTS = 2048  # centres of patches that are kept of each kind
 _SPOT_STREAM = 0x73706F74
 
@@ -34,6 +37,7 @@ class Recipe:
         axes: across which slices are cut.
         min_foreground, resize: as in `medgen.data.options.Options`.
         kinds: kinds of places where patches are centred; see `medgen.data.options.Cut`.
+        tiles: microns per pixel, stride and least share of tissue of a slide's tiles; see `medgen.data.options.Cut`.
     """
 
     columns: Mapping[str, tuple[str, int | None]]
@@ -44,7 +48,8 @@ class Recipe:
     axes: tuple[int, ...] = ()
     min_foreground: float = 0.02
     resize: bool = False
-    kinds: tuple[str, ...] = field(default_factory=tuple)
+    kinds: tuple[str, ...] = ()
+    tiles: tuple[float | None, int | None, float] = (None, None, 0.5)
 
     def facts(self) -> dict[str, Any]:
         """What the result depends on, as plain data."""
@@ -75,6 +80,12 @@ class Recipe:
             files: column -> cell with its path made absolute.
             where: the row, for messages.
         """
+        slides = [cell for cell in files.values() if self._is_slide(cell)]
+        if slides:
+            if len(files) > 1 or self.labels:
+                raise MedgenError(f"{where}: tiles of a slide come without other images or label maps, found {', '.join(files)}; leave them out")
+            yield from self._tiles(slides[0])
+            return
         stored = {column: read_stored(cell) for column, cell in files.items()}
         images, labels = self._checked({column: finite(volume) for column, volume in stored.items()}, where)
         ranges = {name: self.maps[name].fit(volume.array) for name, volume in images.items()}
@@ -107,6 +118,28 @@ class Recipe:
             volumetric=len(first.shape) == 3,
         )
         return self._cut(prepared, first.array[0], axis)
+
+    def _is_slide(self, cell: str) -> bool:
+        """Whether a cell is a whole slide to be cut into tiles; with a part it is a picture."""
+        path, part = parted(cell)
+        endings = (*SLIDES, ".tif", ".tiff") if self.tiles[0] is not None else SLIDES
+        return part is None and path.name.lower().endswith(endings)
+
+    def _tiles(self, cell: str) -> Iterator[Prepared]:
+        """The tiles of a slide, some at a time: the slide is never in memory as a whole."""
+        slide, (mpp, stride, tissue) = Slide(cell), self.tiles
+        if len(self.size) != 2 or self.size[0] != self.size[1]:
+            raise MedgenError(f"{cell}: tiles of a slide are square, and size is {list(self.size)}; give the same number twice")
+        places = slide.tiles(self.size[0], mpp, stride, tissue)
+        if not places:
+            asked = f"{self.size[0]} pixels at {mpp or slide.mpp or '?'} microns"
+            raise MedgenError(f"{cell}: no tile of {asked} is covered by tissue to {tissue:.0%}; lower cut.tissue or the size, or leave it out")
+        for first in range(0, len(places), _TILES):
+            tiles = np.stack([slide.region(tile.y, tile.x, self.size[0], mpp=mpp) for tile in places[first : first + _TILES]])
+            planes = {name: tiles[:, plane or 0] for name, (_, plane) in self.columns.items()}
+            ranges = {name: self.maps[name].fit(values) for name, values in planes.items()}
+            kept = {name: _compact(values, self.maps[name], ranges[name], values.dtype) for name, values in planes.items()}
+            yield Prepared(kept, {}, None, ranges, None, volumetric=False)
 
     def _checked(self, volumes: Mapping[str, Volume], where: str) -> tuple[dict[str, Volume], dict[str, Volume]]:
         """Channels and label maps of one grid."""
