@@ -58,8 +58,8 @@ class Volume:
     def save(self, path: str | Path, overwrite: bool = False) -> Path:
         """Write `.nii`, `.nii.gz`, `.tif`, `.npy` or `.png` by the file's ending.
 
-        NIfTI keeps affine, units and planes, TIFF (OME) these and the spacing for other programs; npy keeps the array alone. A PNG keeps the
-        values of a plain picture of 8 or 16 bits; of anything else it is an 8-bit view, which the file says of itself.
+        NIfTI keeps affine, units and planes, TIFF (OME) these and the spacing for other programs; npy keeps the array alone. A PNG keeps
+        the values of a plain picture of 8 or 16 bits; of anything else it is an 8-bit view, which the file says of itself.
 
         Raises:
             MedgenError: a NIfTI without geometry; an existing file without `overwrite`; an unknown ending; a place that cannot be
