@@ -84,7 +84,7 @@ def _reconstruct(parser: argparse.ArgumentParser) -> None:
         help="k-space (complex .npy, zero frequency at N // 2, orthonormal), a measured image, or with --simulate an image",
     )
     parser.add_argument(
-        "-o", "--output", required=True, help="file to write: .nii.gz, .nii, .tif, .npy or .png; beside it _std, _view and .json"
+        "-o", "--output", required=True, help="file to write: .nii.gz, .nii, .tif, .npy, .png; beside it _std, _view, .json"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace existing files")
     parser.add_argument("--simulate", action="store_true", help="INPUT is an image: measure it first (a retrospective study)")

@@ -7,7 +7,6 @@ of a MetaImage without spacing, offset and directions the affine is None.
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 from medgen.core.errors import MedgenError
 from medgen.core.volume import Volume
 from medgen.data.formats.format import Format, Header, library
+from medgen.data.paths import leaves
 
 _TEXT = 1 << 20  # bytes that a header in text may have
 _MM = {"m": 1e3, "cm": 10.0, "mm": 1.0, "um": 1e-3, "µm": 1e-3, "micron": 1e-3, "microns": 1e-3, "nm": 1e-6}
@@ -127,8 +127,7 @@ def _check_files(path: Path, text: _Text) -> None:
             raise ValueError(f"its data files are named by '{words[0]}'")
         names = (words[0],)
     for name in (*names, *text.listed):
-        place = os.path.normpath(path.parent / name)
-        if not Path(place).is_relative_to(os.path.normpath(path.parent)):
+        if leaves(path.parent, name):
             raise MedgenError(f"{path}: its voxels are said to lie in {name}, outside of its folder; put header and data into one folder")
 
 

@@ -9,7 +9,6 @@ Resolutions of other TIFFs (mostly 72 dpi) are not believed. Of a palette the nu
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from medgen.core.errors import MedgenError
 from medgen.core.tiff import MARK
 from medgen.core.volume import Volume
 from medgen.data.formats.format import Format, Header, library
+from medgen.data.paths import leaves
 
 _DEPTH = "ZIQ"  # depth, or pages that nothing is said of
 _MM = {"m": 1e3, "cm": 10.0, "mm": 1.0, "µm": 1e-3, "μm": 1e-3, "um": 1e-3, "micron": 1e-3, "\\u00B5m": 1e-3, "nm": 1e-6, "inch": 25.4}
@@ -170,7 +170,7 @@ def _check_ome(path: Path, text: str) -> None:
     for element in root.iter():
         name = element.tag.rpartition("}")[2]
         other = element.get("FileName") or element.get("MetadataFile")
-        if other is not None and not Path(os.path.normpath(path.parent / other)).is_relative_to(os.path.normpath(path.parent)):
+        if other is not None and leaves(path.parent, other):
             raise MedgenError(
                 f"{path}: a part of its image is said to lie in {other}, outside of its folder; put all files into one folder"
             )
