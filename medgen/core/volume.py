@@ -155,7 +155,7 @@ def _write_png(volume: Volume, path: Path) -> None:
 
     pixels = exact(volume)
     if pixels is not None and pixels.ndim == 3 and pixels.dtype == np.uint16:
-        path.write_bytes(writer("imagecodecs", "a 16-bit colour PNG").png_encode(pixels))
+        path.write_bytes(writer("imagecodecs", "a 16-bit colour PNG").png_encode(np.ascontiguousarray(pixels)))
         return
     from PIL import Image, PngImagePlugin
 
