@@ -90,6 +90,9 @@ def _metaimage(start: bytes) -> _Text:
     if end is None:
         raise ValueError(f"no ElementDataFile in its first {len(start)} bytes")
     pairs = [re.split(r"[=:]", line, maxsplit=1) for line in start[: end.end()].decode("latin-1").splitlines()]
+    names = [pair[0].strip().lower() for pair in pairs if len(pair) == 2]
+    if len(set(names)) < len(names):
+        raise ValueError("a field appears twice in its header")
     fields = {pair[0].strip().lower(): pair[1].strip() for pair in pairs if len(pair) == 2}
     data = re.split(r"[=:]", end[0].decode("latin-1"), maxsplit=1)[1].strip()
     if data.upper() == "LOCAL":
@@ -134,8 +137,9 @@ def _check_files(path: Path, text: _Text) -> None:
 def _check_claims(path: Path, text: _Text) -> None:
     """Refuse what would make ITK allocate without need: its own readers trust these numbers."""
     sizes = [int(n) for n in text.fields.get("sizes" if text.nrrd else "dimsize", "").split()]
-    if not sizes or min(sizes) < 1 or len(sizes) > 5:
-        raise ValueError(f"its sizes are {sizes}")
+    axes = text.fields.get("dimension" if text.nrrd else "ndims", "")
+    if not 1 <= len(sizes) <= 5 or min(sizes) < 1 or axes != str(len(sizes)):
+        raise ValueError(f"its {axes} axes have the sizes {sizes}")
     claimed = 0 if text.nrrd else int(text.fields.get("compresseddatasize", 0))
     place = path if text.data is None else path.parent / text.data
     if claimed and place.is_file() and claimed > place.stat().st_size:

@@ -9,6 +9,7 @@ Resolutions of other TIFFs (mostly 72 dpi) are not believed. Of a palette the nu
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ def read(path: Path, part: str | None) -> Volume:
 
 def _opened(path: Path) -> Any:
     tifffile = library("tifffile", "tiff", "TIFF")
+    _check_pages(path)
     file = tifffile.TiffFile(path, is_mmstack=False, is_ndtiff=False)
     try:
         if file.is_ome:
@@ -145,7 +147,12 @@ class _Image:
 
     def array(self) -> np.ndarray:
         """(planes..., *shape) as they are meant: white is high, and no plane of opacity."""
-        array = self.source.asarray(maxworkers=1).reshape(self.shape)
+        if self.source is not self.page and any(page.parent is not self.file for page in self.source):
+            # tifffile takes the offset of a contiguous image for one of the first file, whosever it is
+            with warnings.catch_warnings(action="ignore"):  # that the other files are opened once more
+                array = np.stack([page.asarray(maxworkers=1) for page in self.source]).reshape(self.shape)
+        else:
+            array = self.source.asarray(maxworkers=1).reshape(self.shape)
         if self._alpha():
             array = self._opaque(array)
         if int(self.page.photometric) == 0 and array.dtype.kind in "bu":
@@ -164,16 +171,43 @@ class _Image:
         return np.delete(array, -1, axis)
 
 
+def _check_pages(path: Path) -> None:
+    """Refuse a list of pages that is a circle, which tifffile walks for ever, or that ends beyond the file, where it stops without a word
+    (TIFF 6.0, section 2; with 64-bit offsets in BigTIFF).
+    """
+    with path.open("rb") as file:
+        size, start = path.stat().st_size, file.read(16)
+        order = {b"II": "little", b"MM": "big"}.get(start[:2])
+        version = int.from_bytes(start[2:4], order or "little")
+        if order is None or version not in (42, 43) or len(start) < 8:
+            raise ValueError("it does not begin as a TIFF")
+        width, entry, counter, at = (4, 12, 2, start[4:8]) if version == 42 else (8, 20, 8, start[8:16])
+        seen, place = set(), int.from_bytes(at, order)
+        while place:
+            if place in seen:
+                raise ValueError("its list of pages is a circle")
+            seen.add(place)
+            file.seek(place)
+            count = int.from_bytes(file.read(counter), order)
+            following = place + counter + entry * count
+            if following + width > size:
+                raise EOFError("its list of pages ends beyond the file")
+            file.seek(following)
+            place = int.from_bytes(file.read(width), order)
+
+
 def _check_ome(path: Path, text: str) -> None:
     """Refuse what would make tifffile open files elsewhere, or make lists without end."""
     root = ElementTree.fromstring(text)
+    owners = {element.text for element in root.iter() if element.tag.endswith("}UUID")}
     for element in root.iter():
         name = element.tag.rpartition("}")[2]
         other = element.get("FileName") or element.get("MetadataFile")
         if other is not None and leaves(path.parent, other):
-            raise MedgenError(
-                f"{path}: a part of its image is said to lie in {other}, outside of its folder; put all files into one folder"
-            )
+            raise MedgenError(f"{path}: a part of its image is said to lie in {other}, outside of its folder; put all into one folder")
+        renamed = element.text == root.get("UUID") or (root.get("UUID") is None and len(owners) == 1)
+        if other is not None and not renamed and not (path.parent / other).is_file():
+            raise MedgenError(f"{path}: a part of its image is missing: {other}; copy all of its files into one folder")
         if name.startswith("ModuloAlong"):
             raise MedgenError(f"{path}: an OME-TIFF with more than five axes; save one file per image")
         planes = _product(int(element.get(f"Size{axis}", 1)) for axis in "ZCT")
