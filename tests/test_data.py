@@ -88,7 +88,7 @@ def test_nifti_axes(tmp_path):
     save(tmp_path / "series.nii", np.ones((3, 4, 5, 6), np.float32))
     assert read(tmp_path / "series.nii").array.shape == (6, 3, 4, 5)
     save(tmp_path / "k.nii", np.ones((3, 4, 5), np.complex64))
-    with pytest.raises(MedgenError, match=r"complex64 .*expected one real number"):
+    with pytest.raises(MedgenError, match=r"complex64; expected one real number"):
         read(tmp_path / "k.nii")
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -54,7 +56,10 @@ class Volume:
         return replace(self, array=array, **changes)
 
     def save(self, path: str | Path, overwrite: bool = False) -> Path:
-        """Write `.nii`, `.nii.gz`, `.npy` or `.png` by the file's ending.
+        """Write `.nii`, `.nii.gz`, `.tif`, `.npy` or `.png` by the file's ending.
+
+        NIfTI keeps affine, units and planes, TIFF (OME) these and the spacing for other programs; npy keeps the array alone. A PNG keeps
+        the values of a plain picture of 8 or 16 bits; of anything else it is an 8-bit view, which the file says of itself.
 
         Raises:
             MedgenError: a NIfTI without geometry; an existing file without `overwrite`; an unknown ending; a place that cannot be
@@ -119,7 +124,7 @@ def _write_nifti(volume: Volume, path: Path) -> None:
     else:
         planes = tuple(meta.get("planes_shape", ()))[::-1]  # the order of the file's axes: time, vector
         planes = planes if np.prod(planes, dtype=int) == len(array) else (len(array),)
-        data = _storable(array[0] if len(array) == 1 else np.moveaxis(array, 0, -1).reshape((*array.shape[1:], *planes), order="F"))
+        data = storable(array[0] if len(array) == 1 else np.moveaxis(array, 0, -1).reshape((*array.shape[1:], *planes), order="F"))
     kind = nibabel.Nifti1Image if max(data.shape) < 2**15 else nibabel.Nifti2Image
     image = kind(np.ascontiguousarray(data), volume.affine)
     image.header.set_xyzt_units("mm", "sec" if seconds else None)
@@ -129,7 +134,7 @@ def _write_nifti(volume: Volume, path: Path) -> None:
     nibabel.save(image, path)
 
 
-def _storable(array: np.ndarray) -> np.ndarray:
+def storable(array: np.ndarray) -> np.ndarray:
     """Types that NIfTI has not, or that few programs read, in the next one that holds their values."""
     if array.dtype == bool:
         return array.astype(np.uint8)
@@ -146,11 +151,43 @@ def _write_npy(volume: Volume, path: Path) -> None:
 
 
 def _write_png(volume: Volume, path: Path) -> None:
-    from PIL import Image
+    from medgen.core.picture import VIEW, exact, picture
 
-    from medgen.core.picture import picture
+    pixels = exact(volume)
+    if pixels is not None and pixels.ndim == 3 and pixels.dtype == np.uint16:
+        path.write_bytes(writer("imagecodecs", "a 16-bit colour PNG").png_encode(np.ascontiguousarray(pixels)))
+        return
+    from PIL import Image, PngImagePlugin
 
-    Image.fromarray(picture(volume)).save(path)
+    told = PngImagePlugin.PngInfo()
+    if pixels is None:
+        told.add_text(VIEW, f"8 bits of {volume.array.dtype} values ({volume.units}), to look at")
+    Image.fromarray(picture(volume) if pixels is None else pixels).save(path, pnginfo=told)
 
 
-WRITERS = {".nii.gz": _write_nifti, ".nii": _write_nifti, ".npy": _write_npy, ".png": _write_png}
+def writer(name: str, what: str) -> ModuleType:
+    """An optional library that writes.
+
+    Raises:
+        MedgenError: it is not installed.
+    """
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise MedgenError(f"writing {what} needs {name}, which is not installed; run: pip install 'medgen[tiff]'") from error
+
+
+def _write_tiff(volume: Volume, path: Path) -> None:
+    from medgen.core.tiff import write
+
+    write(volume, path)
+
+
+WRITERS = {
+    ".nii.gz": _write_nifti,
+    ".nii": _write_nifti,
+    ".npy": _write_npy,
+    ".png": _write_png,
+    ".tif": _write_tiff,
+    ".tiff": _write_tiff,
+}

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medgen.core.errors import MedgenError, nearest
+from medgen.data.paths import leaves
 from medgen.data.readers import parted
 
 _ALIASES = {"training": "train", "val": "validation", "valid": "validation", "testing": "test"}
@@ -103,8 +104,19 @@ class Manifest:
                     raise MedgenError(f"{self.path}: subject {row['subject']}: no file {self.file(row, column)} for '{column}'")
 
     def file(self, row: dict[str, str], column: str) -> Path:
-        """The path in a cell, relative to the CSV's folder."""
-        return self.path.parent / row[column]
+        """The path in a cell, relative to the CSV's folder.
+
+        Raises:
+            MedgenError: a relative path that leaves that folder. A manifest that came with its data stays in it; a path elsewhere is
+                written in full, where everyone sees it.
+        """
+        cell = row[column]
+        if not Path(cell).is_absolute() and leaves(self.path.parent, cell):
+            raise MedgenError(
+                f"{self.path}: subject {row['subject']}: '{cell}' leaves the manifest's folder; put the manifest above its files, "
+                "or write the whole path"
+            )
+        return self.path.parent / cell
 
     def _check(self) -> None:
         if "subject" not in self.columns:

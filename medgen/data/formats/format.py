@@ -97,9 +97,8 @@ def read_limit() -> int:
 @cache
 def _memory() -> int:
     """Bytes of the machine, or of the control group (container, batch job) that this process is in, where that is less."""
-    return min(
-        [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *_group_limits(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))]
-    )
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min([machine, *_group_limits(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))])
 
 
 def _group_limits(groups: Path, root: Path) -> list[int]:

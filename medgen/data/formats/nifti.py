@@ -1,7 +1,8 @@
 """NIfTI 1 and 2: one file (.nii, .nii.gz) or a pair (.hdr with .img).
 
 Where an image is in the world: the sform if its code says that there is one, else the qform, else the voxel sizes alone, as nibabel has
-it; a sform that is singular is passed over for the qform. A fourth axis is planes of one grid: frames if the header counts it in seconds, else channels.
+it; a sform that is singular is passed over for the qform. A fourth axis is planes of one grid: frames if the header counts it in
+seconds, else channels.
 """
 
 from __future__ import annotations
@@ -92,9 +93,7 @@ def _stored(path: Path) -> _Stored:
     shape, dtype = tuple(int(n) for n in head.get_data_shape()), head.get_data_dtype()
     dtype = dtype if dtype.names else dtype.newbyteorder(head.endianness)
     if dtype.kind not in "fiu" and dtype.names not in _COLOURS:
-        raise MedgenError(
-            f"{path}: voxels of type {dtype}; expected one real number or a colour per voxel: save real and imaginary part apart"
-        )
+        raise MedgenError(f"{path}: voxels of type {dtype}; expected one real number or an RGB colour per voxel")
     shape += (1,) * (4 - len(shape))
     planes = _planes(path, head, shape, colour=bool(dtype.names))
     slope, inter = head.get_slope_inter()
@@ -244,7 +243,7 @@ def _voxels(file: BinaryIO, stored: _Stored, compressed: bool) -> np.ndarray:
 def _colours(array: np.ndarray) -> np.ndarray:
     """(X, Y, Z, 1) of structures to (X, Y, Z, 3)."""
     if "A" in array.dtype.names and len(np.unique(array["A"])) > 1:
-        raise MedgenError("a colour volume with transparent voxels, whose colour is undefined; save it without an alpha channel")
+        raise ValueError("transparent voxels, whose colour is undefined")
     return np.stack([array[name][..., 0] for name in "RGB"], -1)
 
 
