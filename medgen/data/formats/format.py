@@ -58,6 +58,7 @@ class Format:
         read: (path, part) -> Volume with the values in the type that keeps them best, (C, *S).
         fits: whether a path is of this format though its ending does not say so (a folder of DICOM, a file without ending).
         extra: the extra of the package that brings its library, such as "dicom".
+        asked: whether a part asks for this format though the file's ending is another's (`slide.tif#level=1`).
     """
 
     name: str
@@ -66,6 +67,7 @@ class Format:
     read: Callable[[Path, str | None], Volume]
     fits: Callable[[Path], bool] = lambda path: False
     extra: str | None = None
+    asked: Callable[[Path, str], bool] = lambda path, part: False
 
 
 def library(name: str, extra: str, what: str) -> ModuleType:
