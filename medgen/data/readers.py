@@ -31,7 +31,7 @@ def read(source: str | Path) -> Volume:
 def read_stored(source: str | Path) -> Volume:
     """As `read`, with the values in the type that the file keeps them in, finite or not."""
     path, part = parted(source)
-    format = format_of(path)
+    format = format_of(path, part)
     header = _told(format, path, lambda: format.header(path, part))
     check_size(path, header)
     volume = _told(format, path, lambda: format.read(path, part))
@@ -88,7 +88,7 @@ def peek(source: str | Path) -> Header:
         MedgenError: no such file, an ending that no format has, a damaged header.
     """
     path, part = parted(source)
-    format = format_of(path)
+    format = format_of(path, part)
     return _told(format, path, lambda: format.header(path, part))
 
 
@@ -101,13 +101,16 @@ def parted(source: str | Path) -> tuple[Path, str | None]:
     return Path(place), part
 
 
-def format_of(path: Path) -> Format:
-    """The format of an existing file or folder.
+def format_of(path: Path, part: str | None = None) -> Format:
+    """The format of an existing file or folder, or of what is asked of it.
 
     Raises:
         MedgenError: nothing is there, or no format takes it.
     """
     known = formats()
+    wanted = next((format for format in known if part and format.asked(path, part)), None)
+    if wanted and path.is_file():
+        return wanted
     name = path.name.lower()
     by_ending = [(ending, format) for format in known for ending in format.endings if name.endswith(ending)]
     if by_ending and not path.is_dir():

@@ -61,6 +61,7 @@ class Format:
         extra: the extra of the package that brings its library, such as "dicom".
         section: (path, part, axis, index) -> Volume of one slice (axis 0, 1, 2: one voxel thick) or one plane (axis 3) of a volume,
             without reading the rest. Where there is none, all is read and cut.
+        asked: whether a part asks for this format though the file's ending is another's (`slide.tif#level=1`).
     """
 
     name: str
@@ -70,6 +71,7 @@ class Format:
     fits: Callable[[Path], bool] = lambda path: False
     extra: str | None = None
     section: Callable[[Path, str | None, int, int], Volume] | None = None
+    asked: Callable[[Path, str], bool] = lambda path, part: False
 
 
 def library(name: str, extra: str, what: str) -> ModuleType:
