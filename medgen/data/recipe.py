@@ -83,7 +83,7 @@ class Recipe:
         slides = [cell for cell in files.values() if self._is_slide(cell)]
         if slides:
             if len(files) > 1 or self.labels:
-                raise MedgenError(f"{where}: tiles of a slide come without other images or label maps, found {', '.join(files)}; leave them out")
+                raise MedgenError(f"{where}: tiles of a slide come alone, found {', '.join(files)}; leave other images and label maps out")
             yield from self._tiles(slides[0])
             return
         stored = {column: read_stored(cell) for column, cell in files.items()}
@@ -132,8 +132,8 @@ class Recipe:
             raise MedgenError(f"{cell}: tiles of a slide are square, and size is {list(self.size)}; give the same number twice")
         places = slide.tiles(self.size[0], mpp, stride, tissue)
         if not places:
-            asked = f"{self.size[0]} pixels at {mpp or slide.mpp or '?'} microns"
-            raise MedgenError(f"{cell}: no tile of {asked} is covered by tissue to {tissue:.0%}; lower cut.tissue or the size, or leave it out")
+            found = f"no tile of {self.size[0]} pixels at {mpp or slide.mpp or '?'} microns is covered by tissue to {tissue:.0%}"
+            raise MedgenError(f"{cell}: {found}; lower cut.tissue or the size, or leave it out")
         for first in range(0, len(places), _TILES):
             tiles = np.stack([slide.region(tile.y, tile.x, self.size[0], mpp=mpp) for tile in places[first : first + _TILES]])
             planes = {name: tiles[:, plane or 0] for name, (_, plane) in self.columns.items()}
