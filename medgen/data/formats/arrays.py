@@ -26,7 +26,7 @@ from medgen.core.errors import MedgenError, nearest
 from medgen.core.volume import Volume
 from medgen.data.formats.format import Format, Header, check_size, read_limit
 
-_CHUNK = 1 << 24
+_CHUNK = 1 << 20
 _SHARE = 8  # unpacked arrays are kept up to this part of what one image may take
 
 
