@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -52,7 +54,7 @@ class Volume:
         return replace(self, array=array, **changes)
 
     def save(self, path: str | Path, overwrite: bool = False) -> Path:
-        """Write `.nii`, `.nii.gz`, `.npy` or `.png` by the file's ending.
+        """Write `.nii`, `.nii.gz`, `.npy`, `.png` or `.dcm` (of a volume a folder with one file per slice) by the file's ending.
 
         Raises:
             MedgenError: a NIfTI without geometry; an existing file without `overwrite`; an unknown ending; a place that cannot be
@@ -60,15 +62,44 @@ class Volume:
         """
         path = Path(path)
         ending = writable(path, overwrite)
-        partial = path.with_name(f".{path.name}.partial{ending}")
-        try:
-            WRITERS[ending](self, partial)
-            os.replace(partial, path)
-        except OSError as error:
-            raise MedgenError(f"cannot write {path}: {error.strerror or error}") from error
-        finally:
-            partial.unlink(missing_ok=True)
-        return path
+        return placed(path, ending, lambda partial: WRITERS[ending](self, partial))
+
+    def save_dicom(
+        self, path: str | Path, reference: str | Path | None = None, keep_patient: bool = False, overwrite: bool = False
+    ) -> Path:
+        """Write a derived series beside its `reference`: see `medgen.core.dicom.save_dicom`."""
+        from medgen.core.dicom import save_dicom
+
+        return save_dicom(self, path, reference, keep_patient, overwrite)
+
+
+def placed(path: Path, ending: str, write: Callable[[Path], None]) -> Path:
+    """What `write` makes, a file or a folder, under its name once it is complete.
+
+    Raises:
+        MedgenError: the place cannot be written.
+    """
+    partial, old = path.with_name(f".{path.name}.partial{ending}"), path.with_name(f".{path.name}.old")
+    try:
+        _removed(partial)
+        write(partial)
+        if path.is_dir() or (partial.is_dir() and path.exists()):
+            _removed(old)
+            os.replace(path, old)
+        os.replace(partial, path)
+        _removed(old)
+    except OSError as error:
+        raise MedgenError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        _removed(partial)
+    return path
+
+
+def _removed(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def writable(path: Path, overwrite: bool = False) -> str:
@@ -81,8 +112,10 @@ def writable(path: Path, overwrite: bool = False) -> str:
     if ending is None:
         raise MedgenError(f"cannot write {path.name}: the file must end in one of {', '.join(WRITERS)}")
     folder_for(path.parent)
-    if path.is_dir():
+    if path.is_dir() and ending != ".dcm":
         raise MedgenError(f"{path} is a folder; choose a file name")
+    if path.is_dir() and any(inside.is_dir() or inside.suffix.lower() != ".dcm" for inside in path.iterdir()):
+        raise MedgenError(f"{path} is a folder with more than a DICOM series in it; choose another name")
     if path.exists() and not overwrite:
         raise MedgenError(f"{path} exists; choose another name or pass overwrite=True (--overwrite)")
     return ending
@@ -134,6 +167,12 @@ def _write_npy(volume: Volume, path: Path) -> None:
     np.save(path, volume.array)
 
 
+def _write_dicom(volume: Volume, path: Path) -> None:
+    from medgen.core.dicom import write
+
+    write(volume, path)
+
+
 def _write_png(volume: Volume, path: Path) -> None:
     from PIL import Image
 
@@ -142,4 +181,4 @@ def _write_png(volume: Volume, path: Path) -> None:
     Image.fromarray(picture(volume)).save(path)
 
 
-WRITERS = {".nii.gz": _write_nifti, ".nii": _write_nifti, ".npy": _write_npy, ".png": _write_png}
+WRITERS = {".nii.gz": _write_nifti, ".nii": _write_nifti, ".npy": _write_npy, ".png": _write_png, ".dcm": _write_dicom}

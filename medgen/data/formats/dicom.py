@@ -163,7 +163,7 @@ def _checked_duplicates(path: Path, group: Group) -> list[str]:
 
 
 def _aired(array: np.ndarray, padding: np.ndarray | None, how: Rule) -> list[str]:
-    """Set declared padding to air in CT, elsewhere to the lowest measured value; tell that, and what looks like padding and is not declared."""
+    """Set declared padding to air in CT, elsewhere to the lowest measured value; tell that, and what lies below air undeclared."""
     findings = []
     if padding is not None and padding.any() and not padding.all():
         was, share = array[padding], padding.mean()

@@ -15,40 +15,12 @@ from typing import Any
 import numpy as np
 
 from medgen.core.errors import MedgenError
+from medgen.data.formats.dicom_tags import KEYS, TAGS
 from medgen.data.formats.format import library, read_limit
 
 ENDINGS = (".dcm", ".dicom", ".ima")
 _DEFLATED = "1.2.840.10008.1.2.1.99"
 _DIRECTORY = "1.2.840.10008.1.3.10"
-_TAGS = (
-    "SOPClassUID SOPInstanceUID ImageType Modality SeriesInstanceUID StudyInstanceUID SeriesNumber SeriesDescription StudyDescription "
-    "PatientID PatientName FrameOfReferenceUID InstanceNumber AcquisitionNumber SeriesDate SeriesTime AcquisitionDate AcquisitionTime "
-    "Rows Columns NumberOfFrames SamplesPerPixel PhotometricInterpretation PlanarConfiguration BitsAllocated BitsStored HighBit "
-    "PixelRepresentation PixelPaddingValue PixelPaddingRangeLimit RescaleSlope RescaleIntercept RescaleType ModalityLUTSequence "
-    "RedPaletteColorLookupTableDescriptor PixelSpacing ImagerPixelSpacing NominalScannedPixelSpacing ImagePositionPatient "
-    "ImageOrientationPatient SliceThickness SpacingBetweenSlices GridFrameOffsetVector DoseGridScaling EchoTime EchoNumbers "
-    "TemporalPositionIdentifier TriggerTime DiffusionBValue InversionTime FrameReferenceTime FrameTime FrameTimeVector CineRate "
-    "RecommendedDisplayFrameRate SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence RealWorldValueMappingSequence "
-    "SequenceOfUltrasoundRegions Units CorrectedImage DecayCorrection PatientWeight SUVType RadiopharmaceuticalInformationSequence"
-).split()
-# What tells images at one place apart, and the functional group that holds it in a multi-frame file; the first that fits is taken.
-_KEYS = {
-    "EchoTime": ("echo time (ms)", None, None),
-    "EchoNumbers": ("echo", None, None),
-    "EffectiveEchoTime": ("echo time (ms)", "MREchoSequence", "EffectiveEchoTime"),
-    "TemporalPositionIdentifier": ("temporal position", None, None),
-    "TemporalPositionIndex": ("temporal position", "FrameContentSequence", "TemporalPositionIndex"),
-    "TriggerTime": ("trigger time (ms)", None, None),
-    "NominalCardiacTriggerDelayTime": ("trigger time (ms)", "CardiacSynchronizationSequence", "NominalCardiacTriggerDelayTime"),
-    "DiffusionBValue": ("b (s/mm2)", "MRDiffusionSequence", "DiffusionBValue"),
-    "InversionTime": ("inversion time (ms)", None, None),
-    "FrameReferenceTime": ("frame reference time (ms)", None, None),
-    "ImageType": ("image type", None, None),
-    "FrameType": ("image type", "MRImageFrameTypeSequence", "FrameType"),
-    "StackID": ("stack", "FrameContentSequence", "StackID"),
-    "AcquisitionNumber": ("acquisition", None, None),
-    "AcquisitionTime": ("acquisition time", None, None),
-}
 
 
 @dataclass(frozen=True)
@@ -177,7 +149,7 @@ def dataset(path: Path, pixels: bool = False) -> Any:
             _check_deflated(path, pydicom.filereader.read_file_meta_info(path))
         if pixels:
             return pydicom.dcmread(path, force=not marked)
-        return pydicom.dcmread(path, force=not marked, stop_before_pixels=True, specific_tags=_TAGS)
+        return pydicom.dcmread(path, force=not marked, stop_before_pixels=True, specific_tags=TAGS)
 
 
 def frames_of(image: Image) -> list[Frame]:
@@ -271,7 +243,7 @@ def _frame(image: Image, index: int, shared: Any, own: Any) -> Frame:
     intercept = tag("RescaleIntercept", "PixelValueTransformationSequence")
     if slope is None and image.get("Modality") == "RTDOSE":
         slope = image.get("DoseGridScaling")
-    keys = {name: _plain(tag(inner or name, group)) for name, (_, group, inner) in _KEYS.items()}
+    keys = {name: _plain(tag(inner or name, group)) for name, (_, group, inner) in KEYS.items()}
     index_values = tag("DimensionIndexValues", "FrameContentSequence")
     for axis, value in enumerate(np.atleast_1d(index_values) if index_values is not None else ()):
         keys[f"dimension {axis + 1}"] = int(value)
@@ -285,16 +257,6 @@ def _frame(image: Image, index: int, shared: Any, own: Any) -> Frame:
         _number(image, "RescaleIntercept", intercept, 0.0),
         {name: value for name, value in keys.items() if value is not None},
     )
-
-
-def key_title(name: str) -> str:
-    """A key's name for people."""
-    return _KEYS[name][0] if name in _KEYS else name
-
-
-def key_rank(name: str) -> int:
-    """Which key is tried first."""
-    return list(_KEYS).index(name) if name in _KEYS else len(_KEYS)
 
 
 def _number(image: Image, name: str, value: Any, default: float) -> float:

@@ -32,7 +32,9 @@ def uptake(images: Sequence[Image]) -> Uptake:
         kind = str(first.get("SUVType", "BW"))
         return Uptake(1.0, "SUV" if kind == "BW" else f"SUV ({kind})")
     if units != "BQML":
-        return Uptake(1.0, units or "stored", (f"PET in units '{units}', which no standard tag turns to SUV: kept (private factors are ignored)",))
+        return Uptake(
+            1.0, units or "stored", (f"PET in units '{units}', which no standard tag turns to SUV: kept (private factors are ignored)",)
+        )
     dose, lacks = _dose(images)
     weight = first.number("PatientWeight")
     if not weight or weight <= 0:

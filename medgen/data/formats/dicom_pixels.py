@@ -1,4 +1,4 @@
-"""Stored pixels of DICOM to values: decoded, sign and unused bits set right, palettes and YBR to colour planes, rescaled, padding to air."""
+"""Stored pixels of DICOM to values: decoded, unused bits cut, palettes and YBR to colour planes, rescaled, padding found."""
 
 from __future__ import annotations
 
@@ -41,10 +41,9 @@ class Rule:
         if self.mirror is not None:
             stored = self.mirror - stored.astype(np.int64)
         slope, intercept = frame.slope * self.factor, frame.intercept * self.factor
-        if slope == 1 and intercept == 0:
-            return stored.astype(self.dtype)
-        if self.dtype.kind in "iu":
-            return (stored.astype(np.int64) + int(intercept)).astype(self.dtype)
+        if self.dtype.kind in "iu":  # the slope is 1
+            ends = np.iinfo(self.dtype)
+            return np.clip(stored.astype(np.int64) + int(intercept), ends.min, ends.max).astype(self.dtype)
         return (stored.astype(np.float64) * slope + intercept).astype(self.dtype)
 
     def padded(self, stored: np.ndarray) -> np.ndarray | None:
@@ -65,8 +64,10 @@ def rule(frames: Sequence[Frame], units: str, factor: float, findings: list[str]
         return Rule(dtype, 1, units, factor)
     padding = _padding(image, ends)
     whole = all(f.slope * factor == 1 and float(f.intercept).is_integer() for f in frames)
-    lows = [ends[0] + f.intercept for f in frames] + [AIR] * (padding is not None and units == "HU")
-    dtype = _smallest(min(lows), ends[1] + max(f.intercept for f in frames)) if whole else np.dtype(np.float32)
+    low, high = (pick(f.intercept for f in frames) + end for pick, end in ((min, ends[0]), (max, ends[1])))
+    if units == "HU":  # beyond +-32768 HU there is nothing but padding
+        low, high = -32768, 32767
+    dtype = _smallest(low, high) if whole else np.dtype(np.float32)
     made = Rule(dtype, 1, units, factor, padding)
     if kind == "MONOCHROME1" and units == "stored":
         findings.append("MONOCHROME1 (low values are bright): inverted")

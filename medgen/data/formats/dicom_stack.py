@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from medgen.data.formats.dicom_files import Frame, key_rank, key_title
+from medgen.data.formats.dicom_files import Frame
+from medgen.data.formats.dicom_tags import key_rank, key_title
 
 _LPS = np.diag([-1.0, -1.0, 1.0])
 SAME = 0.01  # mm: two positions that are one
