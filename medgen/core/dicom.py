@@ -161,7 +161,10 @@ def _coded(volume: Volume) -> Coded:
         return Coded(np.rint(array).astype(np.int16 if signed else np.uint16), "1", "0", 0.0)
     if not np.isfinite(high - low):
         raise MedgenError(f"values from {low:g} to {high:g} span more than a number can say; scale them first")
-    slope, intercept = _said([(high - low) / 65535 or 1.0, low])
+    (intercept,) = _said([low])
+    if float(intercept) > low:  # 16 characters say it too high
+        (intercept,) = _said([low - abs(low) * 1e-9])
+    (slope,) = _said([(high - float(intercept)) / 65535 or 1.0])
     stored = np.clip(np.rint((array.astype(np.float64) - float(intercept)) / float(slope)), 0, 65535).astype(np.uint16)
     error = float(np.abs(stored * float(slope) + float(intercept) - array).max())
     return Coded(stored, slope, intercept, error)
@@ -181,7 +184,7 @@ def _common(volume: Volume, coded: Coded, modality: str | None, pydicom: Any) ->
     now = datetime.now()
     data.InstanceCreationDate = data.ContentDate = now.strftime("%Y%m%d")
     data.InstanceCreationTime = data.ContentTime = now.strftime("%H%M%S")
-    data.Modality, data.SeriesInstanceUID, data.SeriesNumber = kind, uid.generate_uid(None), None
+    data.Modality, data.SeriesInstanceUID, data.SeriesNumber = kind, uid.generate_uid(None), 1
     data.SeriesDescription = f"SYNTHETIC {Path(str(volume.meta.get('model') or '')).name or 'medgen'}"[:64]
     data.Manufacturer, data.ManufacturerModelName, data.SoftwareVersions = "medgen", "medgen", _version()
     data.SyntheticData, data.BurnedInAnnotation, data.ContentQualification = "YES", "NO", "RESEARCH"
@@ -256,6 +259,7 @@ def _identity(data: Any, original: Any, keep_patient: bool, pydicom: Any) -> Non
         for name in (*_PATIENT, *_STUDY):
             if name in original:
                 setattr(data, name, original.get(name))
+        data.SeriesNumber = None  # others of the study have theirs
         data.DerivationDescription = f"{data.DerivationDescription} From series {original.get('SeriesInstanceUID', 'unknown')}."[:1024]
     else:
         study = pydicom.uid.generate_uid(None)
@@ -271,15 +275,15 @@ def _identity(data: Any, original: Any, keep_patient: bool, pydicom: Any) -> Non
 
 
 def _keep_frame(data: Any, original: Any, volume: Volume) -> None:
-    """The original's frame of reference, where the volume's axes are parallel to the original's and it holds the original's slice."""
+    """The original's frame of reference, where the volume's axes are parallel to the original's and its plane holds the original's."""
     position, orientation = original.get("ImagePositionPatient"), _orientation_of(original)
     if position is None or orientation is None or not original.get("FrameOfReferenceUID"):
         return
     axes = volume.affine[:3, :3] / np.linalg.norm(volume.affine[:3, :3], axis=0)
     inside = np.abs(axes.T @ (_LPS @ orientation.reshape(2, 3).T))
-    parallel = np.abs(inside.max(0) - 1).max() < 1e-3
+    parallel, plane = np.abs(inside.max(0) - 1).max() < 1e-3, inside.argmax(0)
     index = np.linalg.solve(volume.affine, [*(_LPS @ np.asarray(position, np.float64)), 1.0])[:3]
-    if parallel and (index > -1).all() and (index < volume.shape).all():
+    if parallel and (index > -1)[plane].all() and (index < volume.shape)[plane].all():
         data.FrameOfReferenceUID = original.FrameOfReferenceUID
         data.PatientPosition = original.get("PatientPosition")
 

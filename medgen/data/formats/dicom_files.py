@@ -193,6 +193,9 @@ def _listed(path: Path, stamp: tuple[tuple[str, int, int], ...]) -> Folder:
             image = Image(name, tags)
             if tags.get("SOPClassUID") == _DIRECTORY:
                 continue
+            if len(tags) == 0:
+                damaged.append(name.name)
+                continue
             if min(image.size) < 1 or image.get("BitsAllocated") is None:
                 without += 1
                 continue

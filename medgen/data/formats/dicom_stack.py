@@ -73,7 +73,7 @@ def stacked(frames: Sequence[Frame]) -> Stack:
 
 def thickness(frame: Frame) -> float | None:
     """mm of a single slice, as its header says."""
-    for name in ("SpacingBetweenSlices", "SliceThickness"):
+    for name in ("SliceThickness", "SpacingBetweenSlices"):
         value = frame.image.number(name)
         if value is not None and value > 0:
             return value
