@@ -233,7 +233,7 @@ def test_translate_refuses(translator, generator, tmp_path, capsys):
         "NaN or infinite": [translator, tmp_path / "nan.nii.gz", "-o", out],
         "no geometry": [translator, tmp_path / "picture.png", "-o", out],
         "cannot read files ending in": [translator, tmp_path / "file", "-o", out],
-        "must end in one of": [translator, source, "-o", tmp_path / "t2.dcm"],
+        "must end in one of": [translator, source, "-o", tmp_path / "t2.xyz"],
         "is a folder": [translator, source, "-o", tmp_path / "folder.nii"],
         "cannot make the folder": [translator, source, "-o", tmp_path / "file" / "t2.nii"],
         "takes the channels t1, got flair": [translator, f"flair={source}", "-o", out],
