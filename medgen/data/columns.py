@@ -1,6 +1,6 @@
 """What the columns of a manifest hold, and the JSON beside it that says so.
 
-`manifest.csv` has `manifest.json`: {"columns": {"label": {"kind": "attribute", "classes": ["normal", "pneumonia"]}, ...}}.
+`manifest.csv` has `manifest.columns.json`: {"columns": {"label": {"kind": "attribute", "classes": ["normal", "pneumonia"]}, ...}}.
 A manifest without one is fine: kinds are then guessed from names and cells.
 """
 
@@ -107,7 +107,7 @@ def safe(name: str) -> str:
 
 def sidecar(manifest: Path) -> Path:
     """The JSON that describes the columns of a manifest."""
-    return manifest.with_suffix(".json")
+    return manifest.with_name(f"{manifest.stem}.columns.json")
 
 
 def read_columns(manifest: Path) -> dict[str, Column]:
@@ -124,9 +124,9 @@ def read_columns(manifest: Path) -> dict[str, Column]:
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise MedgenError(f"{path}: not JSON ({error}); repair it, or delete it to have the columns guessed") from error
     told = document.get("columns") if isinstance(document, dict) else None
-    if told is None:
-        return {}  # some other program's file
-    return {name: _column(path, name, entry) for name, entry in told.items()} if isinstance(told, dict) else {}
+    if not isinstance(told, dict):
+        raise MedgenError(f"{path}: expected an object 'columns' with an entry per column; delete the file to have the columns guessed")
+    return {name: _column(path, name, entry) for name, entry in told.items()}
 
 
 def describe(columns: Mapping[str, Column], **more: Any) -> str:

@@ -7,7 +7,7 @@ import re
 from pathlib import PurePosixPath
 
 from medgen.core.errors import MedgenError
-from medgen.data.columns import Column, by_name, safe
+from medgen.data.columns import Column, by_name, safe, sidecar
 from medgen.data.manifest import Manifest
 from medgen.data.scan.layout import SPLITS, Layout, Match, Table, Tree, parent, shortened, stem
 
@@ -84,7 +84,7 @@ def _is_manifest(tree: Tree, name: str) -> bool:
         path = Manifest.read(tree.root / name).path
     except MedgenError:
         return False
-    return path.with_suffix(".json").is_file()
+    return sidecar(path).is_file()
 
 
 def _share(here: str, lines: list[dict[str, str]], column: str, known: set[str]) -> float:
