@@ -21,10 +21,12 @@ class Coarse:
     Attributes:
         array: (*S) float32, finite.
         affine: of the blocks, or None.
+        blocks: voxels of a block along each axis of the file.
     """
 
     array: np.ndarray
     affine: np.ndarray | None
+    blocks: tuple[int, ...]
 
 
 def coarse(volume: Volume) -> Coarse:
@@ -36,8 +38,8 @@ def coarse(volume: Volume) -> Coarse:
     array = np.log1p(np.abs(array)).mean(0, keepdims=True) if array.dtype.kind == "c" else array.mean(0, keepdims=True, dtype=np.float32)
     array = np.nan_to_num(array.astype(np.float32), posinf=0.0, neginf=0.0)
     affine = None if volume.affine is None else np.array(volume.affine, np.float64)
-    for axis, size in enumerate(array.shape[1:], 1):
-        block = -(-size // _MOST.get(array.ndim - 1, 48))
+    blocks = tuple(-(-size // _MOST.get(array.ndim - 1, 48)) for size in array.shape[1:])
+    for axis, (size, block) in enumerate(zip(array.shape[1:], blocks, strict=True), 1):
         if block == 1:
             continue
         widths = [(0, 0)] * array.ndim
@@ -50,7 +52,7 @@ def coarse(volume: Volume) -> Coarse:
     if affine is not None and array.ndim == 4:
         turned = reoriented(Volume(array, affine), "RAS")
         array, affine = turned.array, turned.affine
-    return Coarse(np.ascontiguousarray(array[0]), affine)
+    return Coarse(np.ascontiguousarray(array[0]), affine, blocks)
 
 
 def fingerprint(small: Coarse, fine: bool = False) -> np.ndarray:

@@ -24,7 +24,7 @@ class Pair:
         first, second: columns.
         covered: share of the first image's field of view that the second reaches.
         common: Dice of what is not background in both.
-        shift: mm along R, A, S by which the second lies off (cells, for pictures); zeros where no better place was found.
+        shift: mm along R, A, S by which the second lies off; pixels of pictures.
         here, there: correlation of edges without and with that shift.
         unit: "mm" or "pixels".
     """
@@ -55,7 +55,7 @@ def compared(first: str, a: Coarse, second: str, b: Coarse) -> Pair | None:
     covered = float(reach.mean())
     common = _dice(_something(a.array, np.ones_like(reach)), _something(other, reach))
     shift, here, there = _shift(_edges(a.array), _edges(other) * reach)
-    moved = shift if a.affine is None else a.affine[:3, :3] @ shift
+    moved = shift * a.blocks if a.affine is None else a.affine[:3, :3] @ shift
     unit = "pixels" if a.affine is None else "mm"
     return Pair(first, second, covered, common, tuple(float(s) for s in moved), here, there, unit)
 
