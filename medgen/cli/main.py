@@ -163,7 +163,7 @@ def _split(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--group", metavar="COLUMN", help="whole groups, such as sites, go to one split")
     parser.add_argument("--stratify", metavar="COLUMN", help="keep the shares of this column's values (numbers in quarters) in each split")
     parser.add_argument(
-        "--fractions", type=float, nargs=3, default=(0.8, 0.1, 0.1), metavar=("TRAIN", "VALIDATION", "TEST"), help="default 0.8 0.1 0.1"
+        "--fractions", type=float, nargs=3, metavar=("TRAIN", "VALIDATION", "TEST"), help="default 0.8 0.1 0.1, with --folds 1 0 0"
     )
     parser.add_argument("--folds", type=_positive, metavar="K", help="cross-validation: a manifest per fold; TEST is held out of all of them")
     parser.add_argument("--seed", type=_seed, default=0, help="of the order of subjects (default 0)")

@@ -14,8 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from medgen.core.errors import MedgenError, nearest
+from medgen.data.manifest import Manifest
+from medgen.data.readers import formats, parted
 
-KINDS = ("image", "kspace", "labels", "attribute", "text", "ignore")
+FILES = ("image", "kspace", "labels")
+KINDS = (*FILES, "attribute", "text", "ignore")
 MODALITIES = ("CT", "MR", "PET", "XR", "US", "picture")
 
 EMPTY = {"", "n/a", "na", "nan", "null"}
@@ -133,6 +136,33 @@ def describe(columns: Mapping[str, Column], **more: Any) -> str:
     """The text of the JSON beside a manifest."""
     plain = {name: {k: v for k, v in asdict(column).items() if v} for name, column in columns.items()}
     return json.dumps({**more, "columns": plain}, indent=2, ensure_ascii=False) + "\n"
+
+
+def columns_of(manifest: Manifest, said: Mapping[str, str]) -> dict[str, Column]:
+    """What each column holds: as the user says, as the JSON beside the manifest says, as name and cells suggest."""
+    for name in said:
+        if name not in manifest.columns:
+            raise MedgenError(f"--column {name}=...: {manifest.path} has no such column; {nearest(name, manifest.columns)}")
+    told = read_columns(manifest.path)
+    columns = {}
+    for name in manifest.columns:
+        if name in said:
+            columns[name] = Column.said(said[name], f"--column {name}")
+        elif name in told:
+            columns[name] = told[name]
+        elif name in ("subject", "split", "session", "fold"):
+            columns[name] = Column("ignore")
+        else:
+            columns[name] = _guessed(manifest, name)
+    return columns
+
+
+def _guessed(manifest: Manifest, name: str) -> Column:
+    cells = [row[name] for row in manifest.rows if row[name]]
+    endings = tuple(ending for format in formats() for ending in format.endings)
+    some = cells[:20]
+    files = [cell for cell in some if cell.partition("#")[0].lower().endswith(endings) or parted(manifest.path.parent / cell)[0].exists()]
+    return by_name(name) if files and 2 * len(files) >= len(some) else coded(name, cells).column if cells else Column("ignore")
 
 
 def _column(path: Path, name: str, entry: Any) -> Column:

@@ -8,17 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from medgen.core.errors import MedgenError, nearest
 from medgen.data.check import duplicates, rules_images, rules_rows, rules_table
 from medgen.data.check.facts import Job, Row, summarise
 from medgen.data.check.finding import ERROR, SEVERITIES, Data, Finding
-from medgen.data.columns import Column, by_name, coded, read_columns
+from medgen.data.columns import FILES, columns_of
 from medgen.data.manifest import Manifest
-from medgen.data.readers import formats, parted
 from medgen.data.workers import Failure, each
 
 Progress = Callable[[str, int, int], None]  # what, done, of
-FILES = ("image", "kspace", "labels")
 
 
 @dataclass(frozen=True)
@@ -57,36 +54,9 @@ def check(path: str | Path, said: Mapping[str, str] | None = None, workers: int 
     return Checked(data, tuple(sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))))
 
 
-def columns_of(manifest: Manifest, said: Mapping[str, str]) -> dict[str, Column]:
-    """What each column holds: as the user says, as the JSON beside the manifest says, as name and cells suggest."""
-    for name in said:
-        if name not in manifest.columns:
-            raise MedgenError(f"--column {name}=...: {manifest.path} has no such column; {nearest(name, manifest.columns)}")
-    told = read_columns(manifest.path)
-    columns = {}
-    for name in manifest.columns:
-        if name in said:
-            columns[name] = Column.said(said[name], f"--column {name}")
-        elif name in told:
-            columns[name] = told[name]
-        elif name in ("subject", "split", "session", "fold"):
-            columns[name] = Column("ignore")
-        else:
-            columns[name] = _guessed(manifest, name)
-    return columns
-
-
 def source(data: Data, row: int, column: str) -> str:
     """What the readers take for a cell."""
     return str(data.manifest.path.parent / data.manifest.rows[row][column])
-
-
-def _guessed(manifest: Manifest, name: str) -> Column:
-    cells = [row[name] for row in manifest.rows if row[name]]
-    endings = tuple(ending for format in formats() for ending in format.endings)
-    some = cells[:20]
-    files = [cell for cell in some if cell.partition("#")[0].lower().endswith(endings) or parted(manifest.path.parent / cell)[0].exists()]
-    return by_name(name) if files and 2 * len(files) >= len(some) else coded(name, cells).column if cells else Column("ignore")
 
 
 def _job(data: Data, row: Mapping[str, str]) -> Job:

@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from medgen.data.check.checker import FILES, Checked
+from medgen.data.check.checker import Checked
 from medgen.data.check.facts import QUANTILES, Image
 from medgen.data.check.finding import ERROR, NOTE, SEVERITIES, WARNING, Data
 from medgen.data.check.rules_images import modality
 from medgen.data.check.rules_table import balance, classes_of
+from medgen.data.columns import FILES
 
 BINS = 64
 _TAIL = 1  # quantiles at each end that the histogram leaves out

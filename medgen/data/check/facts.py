@@ -17,7 +17,7 @@ from medgen.data.check.pairs import Pair, compared, share_in_air
 from medgen.data.formats.format import Header
 from medgen.data.readers import peek, read_stored
 
-QUANTILES = np.linspace(0, 1, 65)
+QUANTILES = np.linspace(0, 1, 201)
 _SAMPLED = 1 << 18  # voxels that quantiles are taken of
 _MOST_VALUES = 64  # of a label map, beyond which it is no map of classes
 _READ = 1 << 32  # bytes of an image that is read whole; of a larger one the header has to do

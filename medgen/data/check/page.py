@@ -53,7 +53,7 @@ def page(checked: Checked, told: Mapping[str, Any], pictures: Mapping[tuple[int,
     worst = checked.findings[0].severity if checked.findings else "good"
     verdict = "Training would refuse this set or learn something false from it" if worst == ERROR else "Nothing stands against training"
     parts = [
-        f"<h1>{told['subjects']} subjects, {told['rows']} rows</h1>",
+        f"<h1>{escape(checked.data.manifest.path.name)}: {told['subjects']} subjects, {told['rows']} rows</h1>",
         f'<div class="path">{escape(told["manifest"])}</div>',
         f'<div class="verdict {worst}"><strong>{escape(headline(checked).split(" in ")[0])}</strong><br>{verdict}{_worst(checked)}</div>',
         _findings(checked, pictures),

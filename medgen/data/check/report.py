@@ -9,10 +9,11 @@ from typing import Any
 
 from medgen.core.errors import MedgenError
 from medgen.core.volume import folder_for
-from medgen.data.check.checker import FILES, Checked, Progress, source
+from medgen.data.check.checker import Checked, Progress, source
 from medgen.data.check.document import document
 from medgen.data.check.page import page
 from medgen.data.check.pictures import Views, draw
+from medgen.data.columns import FILES
 from medgen.data.workers import Failure, each
 
 SAMPLE = 8  # rows that show what the set looks like

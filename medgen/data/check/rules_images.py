@@ -11,7 +11,7 @@ from medgen.data.check.finding import ERROR, NOTE, WARNING, Data, Finding, count
 
 _SCALE = 10.0  # times that an image's 99th percentile may differ from the column's median
 _SPACING = 1.1  # times that voxel sizes may differ
-_P99 = 63  # place among the quantiles
+_P99 = 198  # place among the quantiles
 
 
 def rules(data: Data) -> Iterator[Finding]:
@@ -147,7 +147,7 @@ def _scales(data: Data, name: str) -> Iterator[Finding]:
     middle = float(np.median([top for _, top in tops])) if tops else 0.0
     far = [(i, top) for i, top in tops if middle > 0 and not middle / _SCALE <= top <= middle * _SCALE]
     if far:
-        found = f"{name}: {counted(len(far), 'image lies', 'images lie')} on another scale (98th percentile {spread([t for _, t in far])}, the middle one {middle:.4g})"
+        found = f"{name}: {counted(len(far), 'image lies', 'images lie')} on another scale (99th percentile {spread([t for _, t in far])}, the middle one {middle:.4g})"
         remedy = "rescale them, or use an intensity map that fits each image (mr_percentile)"
         yield Finding(WARNING, "other-scale", found, remedy, **data.told([i for i, _ in far], name))
 
@@ -170,7 +170,7 @@ def _ct(data: Data, name: str, images: list[tuple[int, Image]]) -> Iterator[Find
         yield Finding(ERROR, "ct-8bit", found, "go back to the DICOM; if the window is known, use unit_range and declare the column as picture", **data.told(_rows(eight), name))
     padded = [(i, im) for i, im in images if im.padding > 0]
     if padded:
-        shares = spread([100 * im.padding for _, im in padded])
+        shares = spread([float(f'{100 * im.padding:.2g}') for _, im in padded])
         found = (
             f"{name}: {len(padded)} of {len(images)} CT images have values below -1024 HU, which is air (least {tally([f'{im.low:g}' for _, im in padded])}; "
             f"{shares} % of their voxels): padding outside the scanner's field of view"
@@ -185,7 +185,7 @@ def _ct(data: Data, name: str, images: list[tuple[int, Image]]) -> Iterator[Find
 def _mr(data: Data, name: str, images: list[tuple[int, Image]]) -> Iterator[Finding]:
     negative = [(i, im) for i, im in images if im.low < 0]
     if negative:
-        shares = spread([100 * im.negative for _, im in negative])
+        shares = spread([float(f'{100 * im.negative:.2g}') for _, im in negative])
         stripped = [im for _, im in negative if im.zero > 0.2]
         cause = " after skull stripping or resampling (their background is 0)" if len(stripped) == len(negative) else ""
         found = f"{name}: {len(negative)} of {len(images)} MR images have negative voxels (down to {min(im.low for _, im in negative):.4g}, {shares} % of the voxels){cause}"

@@ -9,11 +9,9 @@ from pathlib import Path
 
 from medgen.core.errors import MedgenError
 from medgen.core.volume import folder_for
-from medgen.data.columns import describe, sidecar
+from medgen.data.columns import FILES, KINDS, describe, sidecar
 from medgen.data.scan.scanner import Scan
 
-_ORDER = ("image", "kspace", "labels", "attribute", "text", "ignore")
-FILES = ("image", "kspace", "labels")
 
 
 def write(scan: Scan, path: str | Path, overwrite: bool = False) -> Path:
@@ -24,7 +22,7 @@ def write(scan: Scan, path: str | Path, overwrite: bool = False) -> Path:
     """
     path = Path(path)
     free([path, sidecar(path)], overwrite)
-    columns = dict(sorted(scan.table.columns.items(), key=lambda item: _ORDER.index(item[1].kind)))
+    columns = dict(sorted(scan.table.columns.items(), key=lambda item: KINDS.index(item[1].kind)))
     rows = [{**row, **{name: _cell(scan.root, row[name], path) for name, c in columns.items() if c.kind in FILES}} for row in scan.table.rows]
     split = ["split"] if any("split" in row for row in rows) else []
     save_rows(path, ["subject", *split, *columns], rows)
