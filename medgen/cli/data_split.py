@@ -71,7 +71,7 @@ def _write(manifest: Manifest, columns: Mapping[str, Column], path: Path, placed
     others = [name for name in manifest.columns if name not in ("subject", "split", "fold")]
     rows = []
     for row in manifest.rows:
-        cells = {name: as_cell(manifest.path.parent / row[name], path) for name in files if row[name]}
+        cells = {name: as_cell(manifest.file(row, name), path) for name in files if row[name]}
         rows.append({**row, **cells, "split": placed[row["subject"]], "fold": fold.get(row["subject"], "")})
     save_rows(path, ["subject", "split", *(["fold"] if fold else []), *others], rows)
     described = {name: column for name, column in columns.items() if name in others}

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from medgen.core.errors import MedgenError
 from medgen.data.check import duplicates, rules_images, rules_rows, rules_table
 from medgen.data.check.facts import Job, Row, summarise
 from medgen.data.check.finding import ERROR, SEVERITIES, Data, Finding
@@ -47,30 +48,42 @@ def check(path: str | Path, said: Mapping[str, str] | None = None, workers: int 
         Manifest.read(path)  # says why
     data = Data(manifest, columns_of(manifest, said or {}))
     workers = workers or max(1, min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1))
-    jobs = [_job(data, row) for row in manifest.rows]
-    data.rows = _read(jobs, workers, progress or _silent)
+    data.rows = _read(data, workers, progress or _silent)
     findings = [*rules_table.rules(data), *rules_images.rules(data), *rules_rows.rules(data), *duplicates.exact(data)]
     findings += duplicates.near(data, _alike(data, workers, progress or _silent))
     return Checked(data, tuple(sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))))
 
 
 def source(data: Data, row: int, column: str) -> str:
-    """What the readers take for a cell."""
-    return str(data.manifest.path.parent / data.manifest.rows[row][column])
+    """What the readers take for a cell.
+
+    Raises:
+        MedgenError: the manifest refuses the path.
+    """
+    return str(data.manifest.file(data.manifest.rows[row], column))
 
 
-def _job(data: Data, row: Mapping[str, str]) -> Job:
-    kinds = {name: data.columns[name].kind for name in data.of(*FILES)}
-    return Job(tuple((name, str(data.manifest.path.parent / row[name]), kind) for name, kind in kinds.items() if row[name]))
+def _job(data: Data, row: int, facts: Row) -> Job:
+    """The files of a row; cells that the manifest refuses are failures."""
+    files = []
+    for name in data.of(*FILES):
+        if not data.manifest.rows[row][name]:
+            continue
+        try:
+            files.append((name, source(data, row, name), data.columns[name].kind))
+        except MedgenError as error:
+            facts.failures[name] = str(error)
+    return Job(tuple(files))
 
 
-def _read(jobs: list[Job], workers: int, progress: Progress) -> list[Row]:
+def _read(data: Data, workers: int, progress: Progress) -> list[Row]:
     """The summary of every row; one whose process died is read again file by file, to know which it was."""
-    rows = [Row() for _ in jobs]
+    rows = [Row() for _ in data.manifest.rows]
+    jobs = [_job(data, i, row) for i, row in enumerate(rows)]
     again: list[tuple[int, tuple[str, str, str]]] = []
     for place, result in _counted("reading", each(summarise, jobs, workers), len(jobs), progress):
         if not isinstance(result, Failure):
-            rows[place] = result
+            rows[place] = replace(result, failures={**rows[place].failures, **result.failures})
         elif len(jobs[place].files) == 1:
             rows[place].failures[jobs[place].files[0][0]] = result.reason
         else:

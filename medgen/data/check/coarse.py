@@ -9,6 +9,7 @@ import numpy as np
 from medgen.core.geometry import reoriented, resized
 from medgen.core.volume import Volume
 
+AIR = -1024.0  # HU
 _MOST = {1: 4096, 2: 128, 3: 48}  # voxels along an axis
 _PRINT = {1: 1024, 2: 32, 3: 10}
 _FINE = {1: 4096, 2: 96, 3: 32}
@@ -30,7 +31,7 @@ class Coarse:
 
 
 def coarse(volume: Volume) -> Coarse:
-    """Means over blocks, at most 48 along an axis of a volume and 128 of a picture; in RAS, where it has geometry.
+    """Means over blocks, at most 48 along an axis of a volume and 128 of a picture or slice; in RAS, where it has geometry.
 
     Several channels are averaged; of complex values the logarithm of the magnitude is taken.
     """
@@ -38,7 +39,9 @@ def coarse(volume: Volume) -> Coarse:
     array = np.log1p(np.abs(array)).mean(0, keepdims=True) if array.dtype.kind == "c" else array.mean(0, keepdims=True, dtype=np.float32)
     array = np.nan_to_num(array.astype(np.float32), posinf=0.0, neginf=0.0)
     affine = None if volume.affine is None else np.array(volume.affine, np.float64)
-    blocks = tuple(-(-size // _MOST.get(array.ndim - 1, 48)) for size in array.shape[1:])
+    if volume.units == "HU":
+        array = np.maximum(array, AIR)  # the edge of the field of view is no detail
+    blocks = tuple(-(-size // _MOST.get(_dims(volume.shape), 48)) for size in volume.shape)
     for axis, (size, block) in enumerate(zip(array.shape[1:], blocks, strict=True), 1):
         if block == 1:
             continue
@@ -60,15 +63,19 @@ def fingerprint(small: Coarse, fine: bool = False) -> np.ndarray:
 
     All zeros where there is no detail.
     """
-    dims = small.array.ndim
-    size = ((_FINE if fine else _PRINT).get(dims, 10),) * dims
-    array = resized(small.array[None], size)[0]
+    cells = (_FINE if fine else _PRINT).get(_dims(small.array.shape), 10)
+    array = resized(small.array[None], [cells if n > 1 else 1 for n in small.array.shape])[0]
     detail = array - _blurred(array)
     detail = detail - detail.mean()
     length = float(np.linalg.norm(detail))
     if length <= 1e-6 * max(1e-12, float(np.abs(array).max()) * np.sqrt(array.size)):
         return np.zeros(detail.size, np.float16)
     return (detail.reshape(-1) / length).astype(np.float16)
+
+
+def _dims(shape: tuple[int, ...]) -> int:
+    """Axes that are longer than one voxel; a single slice is a picture."""
+    return max(1, sum(n > 1 for n in shape))
 
 
 def _blurred(array: np.ndarray) -> np.ndarray:

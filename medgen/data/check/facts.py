@@ -12,7 +12,7 @@ import numpy as np
 from medgen.core.errors import MedgenError
 from medgen.core.geometry import reoriented
 from medgen.core.volume import Volume
-from medgen.data.check.coarse import Coarse, coarse, fingerprint
+from medgen.data.check.coarse import AIR, Coarse, coarse, fingerprint
 from medgen.data.check.pairs import Pair, compared, share_in_air
 from medgen.data.formats.format import Header
 from medgen.data.readers import peek, read_stored
@@ -21,7 +21,6 @@ QUANTILES = np.linspace(0, 1, 201)
 _SAMPLED = 1 << 18  # voxels that quantiles are taken of
 _MOST_VALUES = 64  # of a label map, beyond which it is no map of classes
 _READ = 1 << 32  # bytes of an image that is read whole; of a larger one the header has to do
-AIR = -1024.0  # HU
 
 
 @dataclass(frozen=True)
@@ -136,7 +135,7 @@ def _image(header: Header, volume: Volume, kind: str, small: Coarse) -> Image:
         affine=volume.affine,
         spacing=volume.spacing,
         orientation=volume.orientation,
-        meta={**volume.meta, **header.meta, "units": volume.units},
+        meta={**header.meta, **volume.meta, "units": volume.units},
         low=float(values.min()) if some else np.nan,
         high=float(values.max()) if some else np.nan,
         quantiles=np.quantile(sample.astype(np.float64), QUANTILES) if some else None,

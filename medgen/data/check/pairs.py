@@ -27,6 +27,7 @@ class Pair:
         shift: mm along R, A, S by which the second lies off; pixels of pictures.
         here, there: correlation of edges without and with that shift.
         unit: "mm" or "pixels".
+        cell: the longest side of a cell of the grid on which they were compared, in that unit.
     """
 
     first: str
@@ -37,6 +38,7 @@ class Pair:
     here: float
     there: float
     unit: str
+    cell: float
 
 
 def compared(first: str, a: Coarse, second: str, b: Coarse) -> Pair | None:
@@ -56,8 +58,10 @@ def compared(first: str, a: Coarse, second: str, b: Coarse) -> Pair | None:
     common = _dice(_something(a.array, np.ones_like(reach)), _something(other, reach))
     shift, here, there = _shift(_edges(a.array), _edges(other) * reach)
     moved = shift * a.blocks if a.affine is None else a.affine[:3, :3] @ shift
+    sides = np.array(a.blocks, float) if a.affine is None else np.linalg.norm(a.affine[:3, :3], axis=0)
+    cell = float(sides[[n > 1 for n in a.array.shape]].max(initial=1.0 if max(a.array.shape) == 1 else 0.0))
     unit = "pixels" if a.affine is None else "mm"
-    return Pair(first, second, covered, common, tuple(float(s) for s in moved), here, there, unit)
+    return Pair(first, second, covered, common, tuple(float(s) for s in moved), here, there, unit, cell)
 
 
 def share_in_air(labels: Volume, image: Volume) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 from medgen.data.check.facts import Image
 from medgen.data.check.finding import ERROR, NOTE, WARNING, Data, Finding, counted, spread, tally
 
+_NUMBER = re.compile(r"\d+(\.\d+)?")
 _SCALE = 10.0  # times that an image's 99th percentile may differ from the column's median
 _SPACING = 1.1  # times that voxel sizes may differ
 _P99 = 198  # place among the quantiles
@@ -133,13 +135,15 @@ def _geometry(data: Data, name: str, images: list[tuple[int, Image]]) -> Iterato
 
 
 def _told_by_format(data: Data, name: str) -> Iterator[Finding]:
-    """What the reader of the format says of single files, the same sentence once."""
-    said: dict[str, list[int]] = {}
+    """What the reader of the format says of single files: sentences that differ in their numbers alone are one finding."""
+    said: dict[str, list[tuple[int, str]]] = {}
     for i, image in data.images(name):
         for text in image.meta.get("findings", ()):
-            said.setdefault(str(text), []).append(i)
-    for text, rows in list(said.items())[:50]:
-        yield Finding(WARNING, "from-format", f"{name}: {text}", "see whether these images are what you need", **data.told(rows, name))
+            said.setdefault(_NUMBER.sub("#", str(text)), []).append((i, str(text)))
+    for told in said.values():
+        rows = list(dict.fromkeys(i for i, _ in told))
+        found = f"{name}: {told[0][1]}" + (f" (the first of {len(rows)} images of which this is said)" if len(rows) > 1 else "")
+        yield Finding(WARNING, "from-format", found, "see whether these images are what you need", **data.told(rows, name))
 
 
 def _scales(data: Data, name: str) -> Iterator[Finding]:

@@ -55,7 +55,7 @@ def _places(data: Data) -> Iterator[Finding]:
         for pair in row.pairs:
             if pair.covered == 0:
                 apart.setdefault((pair.first, pair.second), []).append(i)
-            elif _is_shifted(pair, row.images[pair.first]):
+            elif _is_shifted(pair):
                 shifted.setdefault((pair.first, pair.second), []).append((i, pair))
     for (first, second), rows in apart.items():
         found = f"{first} and {second} do not overlap in the world in {counted(len(rows), 'row')}"
@@ -72,15 +72,12 @@ def _places(data: Data) -> Iterator[Finding]:
         yield Finding(WARNING, "shifted", found, "register the pair before training: a shifted target teaches blur", **_both(data, [i for i, _ in told], first, second))
 
 
-def _is_shifted(pair: Pair, image: Image) -> bool:
+def _is_shifted(pair: Pair) -> bool:
     """A shift that is more than the method's own error."""
-    longest = 48 if len(image.shape) == 3 else 128
-    voxels = image.spacing or (1.0,) * len(image.shape)
-    cells = [mm * max(1, -(-n // longest)) for mm, n in zip(voxels, image.shape, strict=False)]
     distance = float(np.linalg.norm(pair.shift))
-    if pair.there < _LEAST or distance < max(1.0, _CELLS * max(cells)):
+    if pair.there < _LEAST or distance < max(1.0, _CELLS * pair.cell):
         return False
-    return distance < max(cells) or pair.there - pair.here > _GAIN
+    return distance < pair.cell or pair.there - pair.here > _GAIN
 
 
 def _labels(data: Data, name: str) -> Iterator[Finding]:
