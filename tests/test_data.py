@@ -15,9 +15,11 @@ from PIL import Image
 
 from medgen.core.errors import MedgenError
 from medgen.core.volume import Volume
-from medgen.data.files import FileData, Options
+from medgen.data.files import FileData
 from medgen.data.manifest import EmptySplit, Manifest
 from medgen.data.module import DataModule, collate
+from medgen.data.options import Options
+from medgen.data.order import Shuffled
 from medgen.data.readers import read
 from medgen.data.stream import StepBatches
 
@@ -84,10 +86,9 @@ def test_nifti_axes(tmp_path):
     save(tmp_path / "flat.nii", np.ones((3, 4), np.float32))
     assert read(tmp_path / "flat.nii").array.shape == (1, 3, 4, 1)
     save(tmp_path / "series.nii", np.ones((3, 4, 5, 6), np.float32))
-    with pytest.raises(MedgenError, match=r"shape \(3, 4, 5, 6\); expected three axes"):
-        read(tmp_path / "series.nii")
+    assert read(tmp_path / "series.nii").array.shape == (6, 3, 4, 5)
     save(tmp_path / "k.nii", np.ones((3, 4, 5), np.complex64))
-    with pytest.raises(MedgenError, match=r"complex64 .*expected one real number"):
+    with pytest.raises(MedgenError, match=r"complex64; expected one real number"):
         read(tmp_path / "k.nii")
 
 
@@ -448,17 +449,17 @@ def drawn(batches: StepBatches, times: int) -> list:
 
 
 def test_every_case_once_per_epoch_in_a_new_order():
-    samples = list(itertools.chain(*drawn(StepBatches(10, 4, seed=0, interval=5), 3)))
+    samples = list(itertools.chain(*drawn(StepBatches(Shuffled(10, seed=0), 4, interval=5), 3)))
     assert [n for n, _ in samples] == list(range(60))
     epochs = [[case for _, case in samples[e * 10 : e * 10 + 10]] for e in range(6)]
     assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 6
-    other = list(itertools.chain(*drawn(StepBatches(10, 4, seed=1, interval=5), 3)))
+    other = list(itertools.chain(*drawn(StepBatches(Shuffled(10, seed=1), 4, interval=5), 3)))
     assert other != samples
 
 
 def test_an_iteration_is_an_interval():
-    batches = StepBatches(7, 2, seed=0, interval=4, start=6, stop=13)
+    batches = StepBatches(Shuffled(7, seed=0), 2, interval=4, start=6, stop=13)
     assert [len(list(batches)) for _ in range(4)] == [2, 4, 1, 0]
     with pytest.raises(TypeError):
         len(batches)
@@ -466,14 +467,14 @@ def test_an_iteration_is_an_interval():
 
 @pytest.mark.parametrize("start", [0, 1, 4, 7, 11])
 def test_resuming_at_any_step_goes_on_alike(start):
-    whole = drawn(StepBatches(7, 3, seed=5, interval=4, stop=12), 3)
-    rest = drawn(StepBatches(7, 3, seed=5, interval=4, start=start, stop=12), 4)
+    whole = drawn(StepBatches(Shuffled(7, seed=5), 3, interval=4, stop=12), 3)
+    rest = drawn(StepBatches(Shuffled(7, seed=5), 3, interval=4, start=start, stop=12), 4)
     assert rest == whole[start:]
 
 
 def test_ranks_share_a_step():
-    alone = drawn(StepBatches(11, 6, seed=0, interval=9), 1)
-    ranks = [drawn(StepBatches(11, 2, seed=0, interval=9, rank=r, world=3), 1) for r in range(3)]
+    alone = drawn(StepBatches(Shuffled(11, seed=0), 6, interval=9), 1)
+    ranks = [drawn(StepBatches(Shuffled(11, seed=0), 2, interval=9, rank=r, world=3), 1) for r in range(3)]
     for step, batch in enumerate(alone):
         assert sorted(itertools.chain(*(rank[step] for rank in ranks))) == batch
         assert ranks[1][step] == batch[1::3]
@@ -619,7 +620,8 @@ def test_a_config_lists_every_argument_and_makes_batches(brains, name, channel):
     path = Path(__file__).parents[1] / "configs" / "data" / f"{name}.yaml"
     assert path.read_text().startswith("# ")
     config = OmegaConf.create({"seed": 4, "data": OmegaConf.load(path)}).data
-    for part in (config, config.source, config.source.options):
+    options = config.source.options
+    for part in (config, config.source, options, options.cut, options.keep):
         assert list(part)[1:] == list(inspect.signature(get_class(part._target_)).parameters)
     Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(brains / "a.png")
     write_csv(brains / "pictures.csv", "subject,image", "a,a.png")

@@ -20,7 +20,7 @@ from medgen.core.errors import MedgenError
 from medgen.core.model import Example
 from medgen.core.random import Rng
 from medgen.core.task import MOMENTS
-from medgen.data.cases import Patches, Prepared
+from medgen.data.cases import Cutter, Patches, Prepared
 from medgen.data.latents import Latents, Plan, built, digest
 from medgen.models.latent import KLCodec, Latent
 from medgen.nn.autoencoder import AutoencoderKL
@@ -133,7 +133,7 @@ def test_every_version_carries_the_moments_of_its_own_image(tmp_path):
 
 def test_random_patches_vary_and_whole_volumes_do_not():
     def cases(shape: tuple[int, ...], anywhere: bool) -> Patches:
-        return Patches([Prepared({"t1": np.zeros(shape, np.float32)}, {}, None, {}, None, True, {})], (4, 4, 4), anywhere)
+        return Patches([Prepared({"t1": np.zeros(shape, np.float32)}, {}, None, {}, None, True)], (4, 4, 4), Cutter({}), anywhere)
 
     assert cases((4, 5, 4), True).varies
     assert not cases((4, 4, 3), True).varies and not cases((9, 9, 9), False).varies

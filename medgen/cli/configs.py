@@ -81,6 +81,7 @@ def register_resolvers() -> None:
     from omegaconf import OmegaConf
 
     OmegaConf.register_new_resolver("count", lambda names: len(names), replace=True)
+    OmegaConf.register_new_resolver("given", lambda names, flags: len(names) * (2 if flags else 1), replace=True)
     OmegaConf.register_new_resolver("width", lambda classes: sum(max(1, c) for c in classes.values()), replace=True)
     OmegaConf.register_new_resolver("codec_recipe", _codec_recipe, replace=True)
     OmegaConf.register_new_resolver("codec_latent", lambda name: _codec_recipe(name)["latent"], replace=True)

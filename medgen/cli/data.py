@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from importlib import import_module
 
-ACTIONS = ("scan", "check", "split", "get")
+ACTIONS = ("scan", "check", "split", "prepare", "get")
 
 
 def run(options: argparse.Namespace) -> None:

@@ -15,10 +15,13 @@ from torch import Tensor
 from medgen.cli.loading import given, pretrained
 from medgen.cli.rank import shared
 from medgen.core.errors import MedgenError
+from medgen.core.neighbours import neighbour
 from medgen.core.volume import Volume, folder_for
 from medgen.data.checks import attribute, check_pair, one_plane
-from medgen.data.files import FileData, Options
+from medgen.data.files import FileData
 from medgen.data.manifest import Manifest
+from medgen.data.options import Options
+from medgen.data.planes import plane_of
 from medgen.data.readers import read
 from medgen.evaluation.masks import body_mask
 from medgen.evaluation.report import free_paths, summary, write_report
@@ -61,7 +64,7 @@ def run(options: argparse.Namespace) -> None:
 def translation(model: Pretrained, manifest: Manifest, options: argparse.Namespace) -> Evaluation:
     """This rank's volumes of the split on the model's grid, in network units."""
     rows = manifest.split(options.split)
-    rows.require_files((*model.task.source, *model.task.target))
+    rows.require_files([column(rows, c)[0] for c in channels(model)], blank=model.task.availability)
     own = rows.rows[ranks.rank() :: ranks.world()]
     if not own:
         return Evaluation()
@@ -161,9 +164,14 @@ def rule_name(model: Pretrained, channel: str) -> str:
 def paired(model: Pretrained, manifest: Manifest, row: dict[str, str]) -> PairedCase:
     """One row as source, target and body, on the model's grid in network units."""
     where = f"{manifest.path}: subject {row['subject']}"
-    volumes = {c: one_plane(read(manifest.file(row, c)), c) for c in channels(model)}
+    places = {c: column(manifest, c) for c in channels(model)}
+    files = {name: read(manifest.file(row, name)) for name, _ in dict.fromkeys(places.values()) if row[name]}
+    volumes = {c: one_plane(files[name], c, plane) for c, (name, plane) in places.items() if name in files}
     check_pair(volumes, where)
-    images = [stacked(model, {c: volumes[c] for c in names}) for names in (model.task.source, model.task.target)]
+    absent = [c for c in model.task.target if c not in volumes]
+    if absent:
+        raise MedgenError(f"{where}: has no file for '{absent[0]}', which is to be compared with; fill the cell or leave the row out")
+    images = [stacked(model, volumes, names) for names in (model.task.source, model.task.target)]
     try:
         return PairedCase(row["subject"], *images, mask=body(model, volumes))
     except MedgenError as error:
@@ -188,9 +196,16 @@ def row_attributes(model: Pretrained, manifest: Manifest, row: dict[str, str]) -
     return {n: attribute(row, n, classes, manifest.path) for n, classes in model.task.attributes.items() if n in manifest.columns}
 
 
-def stacked(model: Pretrained, volumes: dict[str, Volume]) -> Tensor:
-    """Channels in network units on the model's grid: (1, K, *S)."""
-    arrays = [model.on_grid(volume, channel).array for channel, volume in volumes.items()]
+def column(manifest: Manifest, channel: str) -> tuple[str, int | None]:
+    """The manifest's column of a channel, and the plane of its files."""
+    return plane_of(neighbour(channel)[0], manifest.columns)
+
+
+def stacked(model: Pretrained, volumes: dict[str, Volume], names: Sequence[str]) -> Tensor:
+    """Channels in network units on the model's grid: (1, K, *S); one that the row lacks is NaN everywhere."""
+    there = {name: model.on_grid(volumes[name], name).array for name in names if name in volumes}
+    missing = np.full_like(next(iter(there.values())), np.nan)
+    arrays = [there.get(name, missing) for name in names]
     return torch.from_numpy(np.ascontiguousarray(np.concatenate(arrays)))[None]
 
 

@@ -12,7 +12,7 @@ from medgen.core.volume import folder_for
 from medgen.inference import Pretrained
 from medgen.training import ranks
 
-ENDINGS = {"nii": ".nii.gz", "png": ".png", "npy": ".npy"}
+ENDINGS = {"nii": ".nii.gz", "png": ".png", "npy": ".npy", "tif": ".tif"}
 
 
 @shared

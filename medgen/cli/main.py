@@ -62,7 +62,7 @@ def _generate(parser: argparse.ArgumentParser) -> None:
     _model(parser)
     _output(parser)
     parser.add_argument("-n", type=_positive, default=8, help="how many images (default 8)")
-    parser.add_argument("--format", choices=("nii", "png", "npy"), default="nii", help="file format (default nii, gzipped)")
+    parser.add_argument("--format", choices=("nii", "png", "npy", "tif"), default="nii", help="file format (default nii, gzipped)")
     parser.add_argument("--size", type=_positive, nargs="+", help="another grid than the model's own, such as --size 96 96")
     parser.add_argument("--batch", type=_positive, default=8, help="images made at once (default 8)")
     parser.set_defaults(run=_lazy("generate"))
@@ -71,7 +71,7 @@ def _generate(parser: argparse.ArgumentParser) -> None:
 def _translate(parser: argparse.ArgumentParser) -> None:
     _model(parser)
     parser.add_argument("input", nargs="+", metavar="INPUT", help="a file, or channel=file for each source channel of the model")
-    parser.add_argument("-o", "--output", required=True, help="file to write: .nii.gz, .nii, .npy or .png")
+    parser.add_argument("-o", "--output", required=True, help="file to write: .nii.gz, .nii, .tif, .npy or .png")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
     parser.add_argument("--draws", type=_positive, default=1, help="samples to average (default 1)")
     parser.set_defaults(run=_lazy("translate"))
@@ -84,7 +84,9 @@ def _reconstruct(parser: argparse.ArgumentParser) -> None:
         metavar="INPUT",
         help="k-space (complex .npy, zero frequency at N // 2, orthonormal), a measured image, or with --simulate an image",
     )
-    parser.add_argument("-o", "--output", required=True, help="file to write: .nii.gz, .nii, .npy or .png; beside it _std, _view and .json")
+    parser.add_argument(
+        "-o", "--output", required=True, help="file to write: .nii.gz, .nii, .tif, .npy, .png; beside it _std, _view, .json"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace existing files")
     parser.add_argument("--simulate", action="store_true", help="INPUT is an image: measure it first (a retrospective study)")
     parser.add_argument("--operator", help="fourier, inpaint, downsample or identity (default: the model's own, or fourier)")
@@ -126,12 +128,15 @@ def _data(parser: argparse.ArgumentParser) -> None:
     _scan(actions.add_parser("scan", help="make a manifest of a folder whose layout is known or told"))
     _check(actions.add_parser("check", help="report what is in a manifest's images and what is wrong with it"))
     _split(actions.add_parser("split", help="share the subjects of a manifest out to train, validation and test, or to folds"))
+    _prepare(actions.add_parser("prepare", help="read, resample and scale the images of an experiment once, for all runs"))
     _get(actions.add_parser("get", help="fetch a public set"))
 
 
 def _scan(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="DIR", help="folder to look through")
-    parser.add_argument("-o", "--output", required=True, metavar="CSV", help="manifest to write; beside it a JSON that describes its columns")
+    parser.add_argument(
+        "-o", "--output", required=True, metavar="CSV", help="manifest to write; beside it a JSON that describes its columns"
+    )
     parser.add_argument("--layout", metavar="NAME", help="take the folder as this layout, whatever it looks like")
     parser.add_argument(
         "--pattern", help="of the files' paths, such as '{subject}/{channel}.nii.gz'; further names become attributes, {_} is ignored"
@@ -159,16 +164,28 @@ def _check(parser: argparse.ArgumentParser) -> None:
 def _split(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("manifest", metavar="CSV", help="manifest to split")
     parser.add_argument("-o", "--output", required=True, metavar="CSV", help="manifest to write, with a column 'split' (or 'fold' too)")
-    parser.add_argument("--by", default="subject", metavar="COLUMN", help="rows of one value stay together (default subject, which always does)")
+    parser.add_argument(
+        "--by", default="subject", metavar="COLUMN", help="rows of one value stay together (default subject, which always does)"
+    )
     parser.add_argument("--group", metavar="COLUMN", help="whole groups, such as sites, go to one split")
     parser.add_argument("--stratify", metavar="COLUMN", help="keep the shares of this column's values (numbers in quarters) in each split")
     parser.add_argument(
         "--fractions", type=float, nargs=3, metavar=("TRAIN", "VALIDATION", "TEST"), help="default 0.8 0.1 0.1, with --folds 1 0 0"
     )
-    parser.add_argument("--folds", type=_positive, metavar="K", help="cross-validation: a manifest per fold; TEST is held out of all of them")
+    parser.add_argument(
+        "--folds", type=_positive, metavar="K", help="cross-validation: a manifest per fold; TEST is held out of all of them"
+    )
     parser.add_argument("--seed", type=_seed, default=0, help="of the order of subjects (default 0)")
     parser.add_argument("--resplit", action="store_true", help="give up the split that the manifest has")
     parser.add_argument("--overwrite", action="store_true", help="replace existing files")
+    parser.set_defaults(run=_lazy("data"))
+
+
+def _prepare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "overrides", nargs="+", metavar="KEY=VALUE", help="the experiment's, as `train` takes them: data=slices data.source.manifest=..."
+    )
+    parser.add_argument("--prune", action="store_true", help="drop what other rows, and files as they were before, have left in the store")
     parser.set_defaults(run=_lazy("data"))
 
 

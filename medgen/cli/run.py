@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -41,6 +42,7 @@ CHANGEABLE = (
     "data.workers",
 )
 SPREAD = ("training.devices", "training.strategy", "data.batch_size")  # may change where the images of a step stay the same
+WAITING = 0.1  # share of the time that training may wait for data before it says so
 PRECISIONS = ("32", "bf16-mixed", "16-mixed")
 
 
@@ -98,7 +100,18 @@ def train(config: Config, folder: Path, state: Mapping[str, Any] | None) -> int:
     if ranks.rank() == 0:
         OmegaConf.save(OmegaConf.create(dict(config)), folder / "config.yaml")  # everything fits: now the folder is this run's
     trainer.fit(fit, datamodule=data)
+    if ranks.rank() == 0:
+        _say_waiting(data.clock)
     return _finish(fit, folder)
+
+
+def _say_waiting(clock: Any) -> None:
+    """How much of the training time went by without data, and what to do about it."""
+    if clock.batches < 20:
+        return
+    print(f"waited for data: {clock.share:.0%} of the training time", file=sys.stderr)
+    if clock.share > WAITING:
+        warnings.warn(f"more than {WAITING:.0%} of the time was spent waiting for data; raise data.workers", stacklevel=2)
 
 
 class Assembled(NamedTuple):

@@ -26,7 +26,10 @@ class IntensityMap(ABC):
         """The parameters of one volume: `low` maps to -1, `high` to +1."""
 
     def forward(self, values: Any, low: float, high: float) -> Any:
-        return (values - low) * (2.0 / (high - low)) - 1.0
+        mapped = values - low
+        mapped *= 2.0 / (high - low)  # in place: of a whole volume, new memory costs more than the arithmetic
+        mapped -= 1.0
+        return mapped
 
     def inverse(self, values: Any, low: float, high: float) -> Any:
         return (values + 1.0) * ((high - low) / 2.0) + low

@@ -8,6 +8,8 @@ import numpy as np
 
 from medgen.core.volume import Volume
 
+VIEW = "medgen view"  # the text in a PNG that says that its pixels are not the values of the image
+
 
 def gray(array: np.ndarray, low: float | None = None, high: float | None = None) -> np.ndarray:
     """(…) values to uint8, `low` black and `high` white; by default the array's own 0.5 and 99.5 percentiles."""
@@ -53,3 +55,24 @@ def picture(volume: Volume) -> np.ndarray:
     low, high = np.percentile(first, (0.5, 99.5))
     planes = [np.take(first, first.shape[axis] // 2, axis) for axis in (2, 1, 0)]
     return montage([[gray(upright(p), low, high) for p in planes]])
+
+
+def exact(volume: Volume) -> np.ndarray | None:
+    """The values of a plain picture as (H, W) or (H, W, 3) with 8 or 16 bits, if a PNG holds them: whole numbers, and images of the ranges
+    0 to 255 and 0 to 65535, which are rounded. None for all else (negative values, other ranges, volumes, what has a place in the world).
+    """
+    array = volume.array
+    if volume.affine is not None or array.ndim != 3 or len(array) not in (1, 3):
+        return None
+    low, high = (int(array.min()), int(array.max())) if array.dtype.kind in "biu" else _whole_range(volume)
+    kind = np.uint8 if high <= 255 else np.uint16
+    if low < 0 or high > 65535:
+        return None
+    values = array if array.dtype.kind in "biu" else np.clip(np.round(array), low, high)
+    return values[0].astype(kind) if len(array) == 1 else np.moveaxis(values, 0, -1).astype(kind)
+
+
+def _whole_range(volume: Volume) -> tuple[int, int]:
+    """(0, 255) or (0, 65535) of an image that is made of real numbers, or (-1, 0): neither."""
+    known = volume.meta.get("range", (0, 255) if len(volume.array) == 3 else None)
+    return tuple(known) if known is not None and tuple(known) in ((0, 255), (0, 65535)) else (-1, 0)

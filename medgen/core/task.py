@@ -16,6 +16,11 @@ from medgen.core.random import Rng
 MOMENTS = "moments"  # the entry of a batch that holds cached latent moments (B, 2, Z, *s): mean and log-variance of the target
 
 
+def availability(name: str) -> str:
+    """The entry of a batch (B,) that says by 1 or 0 whether a case has this channel; without it all cases have."""
+    return f"{name}_available"
+
+
 class Metric(Protocol):
     """The number that training monitors. `best` is "max" or "min"; it takes `least` cases or more."""
 
@@ -36,6 +41,7 @@ class Task(ABC):
         source: image channels that are given on the grid.
         labels: label maps that are given on the grid -> classes.
         attributes: vector attributes that are given -> classes (0: a real number).
+        availability: whether a case may lack source channels, and is told so.
         operator: how the target was measured, for reconstruction; None otherwise.
         metric: compared between samples and references at every validation; it chooses the best checkpoint.
     """
@@ -44,6 +50,7 @@ class Task(ABC):
     source: tuple[str, ...] = ()
     labels: dict[str, int]
     attributes: dict[str, int]
+    availability: bool = False
     operator: Operator | None = None
     metric: Metric
 

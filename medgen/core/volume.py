@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from medgen.core.errors import MedgenError
+
+NIFTI_UNITS = "medgen; units: "  # how the description of a written NIfTI begins
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,10 @@ class Volume:
         return replace(self, array=array, **changes)
 
     def save(self, path: str | Path, overwrite: bool = False) -> Path:
-        """Write `.nii`, `.nii.gz`, `.npy` or `.png` by the file's ending.
+        """Write `.nii`, `.nii.gz`, `.tif`, `.npy` or `.png` by the file's ending.
+
+        NIfTI keeps affine, units and planes, TIFF (OME) these and the spacing for other programs; npy keeps the array alone. A PNG keeps
+        the values of a plain picture of 8 or 16 bits; of anything else it is an 8-bit view, which the file says of itself.
 
         Raises:
             MedgenError: a NIfTI without geometry; an existing file without `overwrite`; an unknown ending; a place that cannot be
@@ -108,17 +115,26 @@ def _write_nifti(volume: Volume, path: Path) -> None:
 
     if volume.affine is None:
         raise MedgenError(f"{path.name}: a NIfTI needs an affine, and this volume has no geometry; save .npy or .png, or set `affine`")
-    array = volume.array
+    array, meta = volume.array, volume.meta
+    seconds = meta.get("frame_seconds") if meta.get("planes") == "time" and len(array) > 1 else None
     while array.ndim < 4:
         array = array[..., None]
-    data = array[0] if len(array) == 1 else np.moveaxis(array, 0, -1)
-    image = nibabel.Nifti1Image(_storable(np.ascontiguousarray(data)), volume.affine)
-    image.header.set_xyzt_units("mm")
-    image.header["descrip"] = f"medgen; units: {volume.units}"[:79].encode()
+    if meta.get("planes") == "colour" and array.dtype == np.uint8 and len(array) == 3:
+        data = np.ascontiguousarray(np.moveaxis(array, 0, -1)).view([("R", "u1"), ("G", "u1"), ("B", "u1")])[..., 0]
+    else:
+        planes = tuple(meta.get("planes_shape", ()))[::-1]  # the order of the file's axes: time, vector
+        planes = planes if np.prod(planes, dtype=int) == len(array) else (len(array),)
+        data = storable(array[0] if len(array) == 1 else np.moveaxis(array, 0, -1).reshape((*array.shape[1:], *planes), order="F"))
+    kind = nibabel.Nifti1Image if max(data.shape) < 2**15 else nibabel.Nifti2Image
+    image = kind(np.ascontiguousarray(data), volume.affine)
+    image.header.set_xyzt_units("mm", "sec" if seconds else None)
+    if seconds:
+        image.header["pixdim"][4] = seconds
+    image.header["descrip"] = f"{NIFTI_UNITS}{volume.units}"[:79].encode()
     nibabel.save(image, path)
 
 
-def _storable(array: np.ndarray) -> np.ndarray:
+def storable(array: np.ndarray) -> np.ndarray:
     """Types that NIfTI has not, or that few programs read, in the next one that holds their values."""
     if array.dtype == bool:
         return array.astype(np.uint8)
@@ -135,11 +151,43 @@ def _write_npy(volume: Volume, path: Path) -> None:
 
 
 def _write_png(volume: Volume, path: Path) -> None:
-    from PIL import Image
+    from medgen.core.picture import VIEW, exact, picture
 
-    from medgen.core.picture import picture
+    pixels = exact(volume)
+    if pixels is not None and pixels.ndim == 3 and pixels.dtype == np.uint16:
+        path.write_bytes(writer("imagecodecs", "a 16-bit colour PNG").png_encode(np.ascontiguousarray(pixels)))
+        return
+    from PIL import Image, PngImagePlugin
 
-    Image.fromarray(picture(volume)).save(path)
+    told = PngImagePlugin.PngInfo()
+    if pixels is None:
+        told.add_text(VIEW, f"8 bits of {volume.array.dtype} values ({volume.units}), to look at")
+    Image.fromarray(picture(volume) if pixels is None else pixels).save(path, pnginfo=told)
 
 
-WRITERS = {".nii.gz": _write_nifti, ".nii": _write_nifti, ".npy": _write_npy, ".png": _write_png}
+def writer(name: str, what: str) -> ModuleType:
+    """An optional library that writes.
+
+    Raises:
+        MedgenError: it is not installed.
+    """
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise MedgenError(f"writing {what} needs {name}, which is not installed; run: pip install 'medgen[tiff]'") from error
+
+
+def _write_tiff(volume: Volume, path: Path) -> None:
+    from medgen.core.tiff import write
+
+    write(volume, path)
+
+
+WRITERS = {
+    ".nii.gz": _write_nifti,
+    ".nii": _write_nifti,
+    ".npy": _write_npy,
+    ".png": _write_png,
+    ".tif": _write_tiff,
+    ".tiff": _write_tiff,
+}

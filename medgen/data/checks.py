@@ -35,11 +35,14 @@ def one_plane(volume: Volume, name: str, plane: int | None = None) -> Volume:
     count = len(volume.array)
     if plane is not None and plane < count:
         return volume.with_array(volume.array[plane : plane + 1])
-    if count > 1 and not (volume.array == volume.array[:1]).all():
-        remedy = f"use channels {name}_red, {name}_green, {name}_blue" if count == 3 else "save one file per channel"
-        raise MedgenError(f"{volume.meta['file']}: has {count} channels and '{name}' takes one; {remedy}")
     if plane is not None:
-        raise MedgenError(f"{volume.meta['file']}: has {count} channels, so there is none for '{name}'; expected a colour picture")
+        raise MedgenError(
+            f"{volume.meta['file']}: has {count} channels (0 to {count - 1}), so there is none for '{name}'; "
+            "expected a colour picture or a file of several planes"
+        )
+    if count > 1 and not (volume.array == volume.array[:1]).all():
+        named = f"{name}_red, {name}_green, {name}_blue" if count == 3 and volume.affine is None else f"{name}_0 to {name}_{count - 1}"
+        raise MedgenError(f"{volume.meta['file']}: has {count} channels and '{name}' takes one; use channels {named}")
     return volume.with_array(volume.array[:1])
 
 

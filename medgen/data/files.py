@@ -2,53 +2,42 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+import time
+import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from medgen.core.errors import MedgenError, nearest
-from medgen.core.geometry import Placement, fitted, reoriented, resampled, resized
 from medgen.core.intensity import IntensityMap, intensity_map
+from medgen.core.neighbours import neighbours
 from medgen.core.task import MOMENTS
-from medgen.core.volume import Volume
-from medgen.data.cases import BACKGROUND, Patches, Planes, Prepared
-from medgen.data.checks import attribute, check_labels, check_pair, one_plane
+from medgen.data.cases import Cutter, InMemory, Patches, Planes, RowCases, Unpaired
+from medgen.data.checks import attribute
 from medgen.data.manifest import Manifest
-from medgen.data.readers import read
+from medgen.data.options import Options
+from medgen.data.planes import plane_of
+from medgen.data.recipe import Recipe
 from medgen.data.source import Cases
+from medgen.data.store import Progress, Rows, Store, Wanted
 
-_COLOURS = {"_red": 0, "_green": 1, "_blue": 2}
 _RESERVED = ("subject", "split", "affine", "index", MOMENTS)
-
-
-@dataclass(frozen=True)
-class Options:
-    """The finer points of `FileData`.
-
-    Attributes:
-        min_foreground: a slice with a smaller fraction of its voxels above the mean of the volume is left out.
-        resize: scale pictures to `size` instead of cropping and padding them.
-        about: "name", "licence", "attribution" of the data, for the contract.
-    """
-
-    min_foreground: float = 0.02
-    resize: bool = False
-    about: Mapping[str, str] = field(default_factory=dict)
-
-    def __post_init__(self):
-        for key in self.about:
-            if key not in (known := ("name", "licence", "attribution")):
-                raise MedgenError(f"about: no entry '{key}'; {nearest(key, known)}")
+_ROBUST = (".nii", ".nii.gz", ".npy", ".png")  # decoders that have never ended a process
+_SMALL = 64 << 20  # bytes of files that are prepared sooner than a worker process has started
 
 
 class FileData:
-    """A `Source` of the images in a manifest. A split is prepared once, at its first use, and stays in memory.
+    """A `Source` of the images in a manifest. A split is prepared at its first use into a store that later runs find (see
+    `medgen.data.store`).
 
     Volumes are turned to RAS and resampled to `spacing`; for 2D models only in the plane of the slice. Intensities are mapped with
     parameters of the whole volume. What sticks out of an image is padded with the lower end of the map (no signal, air).
-    A channel named `<column>_red`, `_green` or `_blue` is that plane of a colour picture.
+    A channel named `<column>_red`, `_green` or `_blue` is that plane of a colour picture, and `<column>_<number>` (from 0) any
+    plane of a file that has several (a 4D NIfTI, a stack of channels).
 
     Args:
         manifest: path of the CSV.
@@ -57,7 +46,8 @@ class FileData:
         labels: column of a label map -> number of classes.
         attributes: column of an attribute -> number of classes, or 0 for a real number.
         spacing: mm along R, A and S; None keeps what the files have.
-        slice_axis: the axis that 2D slices are cut across; 2 is axial.
+        slice_axis: the axis that 2D slices are cut across; 2 is axial. Several, such as [0, 1, 2], cut across each; the first one is the
+            contract's, across which a volume is cut at last.
     """
 
     def __init__(
@@ -68,7 +58,7 @@ class FileData:
         labels: Mapping[str, int] | None = None,
         attributes: Mapping[str, int] | None = None,
         spacing: Sequence[float] | None = None,
-        slice_axis: int | None = 2,
+        slice_axis: int | Sequence[int] | None = 2,
         options: Options | None = None,
     ):
         self.manifest = Manifest.read(manifest)
@@ -76,55 +66,120 @@ class FileData:
         self.size = tuple(int(n) for n in size)
         self.labels, self.attributes = dict(labels or {}), dict(attributes or {})
         self.spacing = None if spacing is None else tuple(float(s) for s in spacing)
-        self.slice_axis = slice_axis if len(self.size) == 2 else None
+        axes = () if slice_axis is None or len(self.size) != 2 else slice_axis
+        self.slice_axes: tuple[int, ...] = (axes,) if isinstance(axes, int) else tuple(axes)
         self.options = options or Options()
         self._check()
-        self._prepared: dict[str, list[Prepared]] = {}
+        self._has: dict[str, list[set[str]]] = {}
+        self._prepared: dict[str, Rows | InMemory] = {}
 
     def split(self, name: str) -> Cases:
-        """The cases of a split, in memory.
+        """The cases of a split.
 
         Raises:
             EmptySplit: no row has that split.
             MedgenError: a missing or damaged file, unpaired grids, a label or attribute out of range, no slice with foreground.
         """
-        rows = self._rows(name)
-        return Patches(rows, self.size, anywhere=name == "train") if len(self.size) == 3 else Planes(rows)
+        cut = self.options.cut
+        rows, cutter = self.prepared(name), Cutter(self.maps, tuple(self.labels), cut.neighbours, self.options.missing)
+        if len(self.size) == 3:
+            cases = Patches(rows, self.size, cutter, anywhere=name == "train", cut=cut)
+        else:
+            cases = Planes(rows, rows.counts, cutter)
+        return self._unpaired(cases, name) if cut.unpaired else cases
 
     def facts(self) -> dict[str, Any]:
         """What the training split decides of a contract; see `Source.facts`."""
-        rows = self._rows("train")
-        spacings = [row.spacing for row in rows if row.spacing is not None]
+        rows = self.prepared("train")
+        known = [(row.spacing, row.volumetric, row.ranges) for row in rows]
+        spacings = [spacing for spacing, _, _ in known if spacing is not None]
+        channels = neighbours(self.maps, self.options.cut.neighbours)
         native = tuple(round(float(s), 4) for s in np.median(spacings, 0)) if spacings else None
         return {
             "spatial_dims": len(self.size),
             "size": self.size,
             "labels": dict(self.labels),
             "attributes": dict(self.attributes),
-            "intensity": {name: {**rule.describe(), "typical": _typical(rows, name)} for name, rule in self.maps.items()},
+            "intensity": {name: self._intensity(channel, known) for name, (channel, _) in channels.items()},
             "orientation": "RAS" if spacings else None,
             "spacing": self.spacing or native,
-            "slice_axis": self.slice_axis if any(row.volumetric for row in rows) else None,
+            "slice_axis": self.slice_axes[0] if self.slice_axes and any(volumetric for _, volumetric, _ in known) else None,
             "data": self._about(),
         }
 
-    def prepare(self, row: Mapping[str, str]) -> Prepared:
-        """Read, check, orient, resample, map and cut one row of the manifest."""
-        images, labels = self._load(row)
-        ranges = {name: self.maps[name].fit(volume.array) for name, volume in images.items()}
-        images = {name: self._on_grid(volume) for name, volume in images.items()}
-        labels = {name: self._on_grid(volume, labels=True) for name, volume in labels.items()}
-        first = next(iter(images.values()))
-        prepared = Prepared(
-            images={name: self._mapped(name, volume, ranges[name]) for name, volume in images.items()},
-            labels={name: volume.array[0].astype(np.int16) for name, volume in labels.items()},
-            affines=first.affine,
-            ranges=ranges,
-            spacing=first.spacing,
-            volumetric=len(first.shape) == 3,
-            extra={"subject": row["subject"], **self._attributes(row)},
+    @property
+    def recipe(self) -> Recipe:
+        """What is made of a row."""
+        cut = self.options.cut
+        return Recipe(
+            columns={name: plane_of(name, self.manifest.columns) for name in self.maps},
+            rules={name: rule.describe() for name, rule in self.maps.items()},
+            labels=self.labels,
+            size=self.size,
+            spacing=self.spacing,
+            axes=self.slice_axes,
+            min_foreground=self.options.min_foreground,
+            resize=self.options.resize,
+            kinds=tuple(sorted(kind for kind in cut.patches if kind != "uniform")),
+            tiles=(cut.mpp, cut.stride, cut.tissue),
         )
-        return self._cut(prepared, first)
+
+    def prepared(self, split: str, progress: Progress | None = None) -> Rows | InMemory:
+        """The rows of a split, ready to be cut; `progress` is told (done, of) while they are prepared."""
+        if split not in self._prepared:
+            manifest = self.manifest.split(split)
+            manifest.require_files(self.recipe.files, blank=self.blank)
+            extra = [{"subject": row["subject"], **self._attributes(row)} for row in manifest.rows]
+            rows, failures = self._rows(manifest, progress)
+            self._report(manifest, failures)
+            rows.extra = [e for place, e in enumerate(extra) if place not in failures]
+            self._has[split] = [set(row.files) for place, row in enumerate(self.wanted(manifest)) if place not in failures]
+            if not rows.counts.sum():
+                found = f"no slice of split '{split}' has {self.options.min_foreground:.1%} of its voxels above the mean"
+                raise MedgenError(f"{manifest.path}: {found}; lower min_foreground")
+            self._prepared[split] = rows
+        return self._prepared[split]
+
+    def wanted(self, manifest: Manifest) -> list[Wanted]:
+        """The rows of a manifest as the store takes them."""
+        wanted = []
+        for row in manifest.rows:
+            files = {column: os.path.abspath(manifest.file(row, column)) for column in self.recipe.files if row[column]}
+            wanted.append(Wanted(files, f"{manifest.path}: subject {row['subject']}"))
+        return wanted
+
+    @property
+    def store(self) -> Store | None:
+        """Where prepared rows are kept; None keeps them in memory."""
+        folder = self.options.keep.folder
+        if folder == "memory":
+            return None
+        return Store(Path(folder) if folder else default_store(self.manifest.path), self.recipe)
+
+    def _rows(self, manifest: Manifest, progress: Progress | None) -> tuple[Rows | InMemory, dict[int, str]]:
+        wanted, store = self.wanted(manifest), self.store
+        if store is None:
+            return InMemory([list(self.recipe.pieces(row.files, row.where)) for row in wanted]), {}
+        return store.rows(wanted, self._workers(wanted), progress or progress_bar(f"preparing {manifest.path}"))
+
+    def _workers(self, wanted: Sequence[Wanted]) -> int:
+        """Few small files of robust formats are prepared here and now; others in processes that may die of them."""
+        if self.options.keep.workers is not None:
+            return self.options.keep.workers
+        cells = [cell for row in wanted for cell in row.files.values()]
+        robust = all(cell.lower().endswith(_ROBUST) for cell in cells)
+        small = robust and sum(os.path.getsize(cell) for cell in cells) < _SMALL
+        return 0 if small else max(1, min(16, os.cpu_count() or 1))
+
+    def _report(self, manifest: Manifest, failures: Mapping[int, str]) -> None:
+        if not failures:
+            return
+        first = next(iter(failures.values()))
+        several = f"{len(failures)} of {len(manifest)} rows of {manifest.path} cannot be prepared; the first: {first}"
+        if self.options.keep.skip_broken and len(failures) < len(manifest):
+            warnings.warn(f"{several}; they are left out", stacklevel=4)
+        else:
+            raise MedgenError(first if len(failures) == 1 else several)
 
     def _check(self) -> None:
         if len(self.size) not in (2, 3) or min(self.size) < 1:
@@ -133,106 +188,82 @@ class FileData:
             raise MedgenError("channels: expected at least one, such as {t1: {name: mr_percentile}}")
         if self.spacing is not None and (len(self.spacing) != 3 or min(self.spacing) <= 0):
             raise MedgenError(f"spacing: expected three positive numbers of mm or null, found {list(self.spacing)}")
-        if self.slice_axis not in (None, 0, 1, 2):
-            raise MedgenError(f"slice_axis: expected 0 (sagittal), 1 (coronal) or 2 (axial), found {self.slice_axis}")
+        if not set(self.slice_axes) <= {0, 1, 2} or len(set(self.slice_axes)) < len(self.slice_axes):
+            raise MedgenError(f"slice_axis: expected 0 (sagittal), 1 (coronal) or 2 (axial), or several, found {list(self.slice_axes)}")
         names = [*self.maps, *self.labels, *self.attributes]
         for name in names:
             if names.count(name) > 1 or name in _RESERVED:
                 raise MedgenError(f"'{name}' has two roles; a name is one channel, one label map or one attribute, and none of {_RESERVED}")
-        self.manifest.require([*self._files(), *self.attributes])
+        self.manifest.require([*self.recipe.files, *self.attributes])
+        self.recipe.check_kinds()
+        self._check_cut()
 
-    def _files(self) -> list[str]:
-        return [*dict.fromkeys(self._column(channel)[0] for channel in self.maps), *self.labels]
+    def _check_cut(self) -> None:
+        cut, flat = self.options.cut, len(self.size) == 2
+        for name, wrong, kind in (("buckets", cut.buckets and flat, "volumes"), ("neighbours", cut.neighbours and not flat, "slices")):
+            if wrong:
+                raise MedgenError(f"cut.{name} is for {kind}, and size is {list(self.size)}; leave it out")
+        for name in cut.unpaired:
+            if name not in (known := [*self.maps, *self.labels]):
+                raise MedgenError(f"cut.unpaired: no channel or label map '{name}'; {nearest(name, known)}")
+        if cut.unpaired and set(self.maps) <= set(cut.unpaired):
+            raise MedgenError(f"cut.unpaired names every channel ({', '.join(cut.unpaired)}); leave those out that it starts from")
 
-    def _column(self, channel: str) -> tuple[str, int | None]:
-        """The manifest's column of a channel, and the plane of the picture it is (None: the only one)."""
-        for ending, plane in _COLOURS.items():
-            column = channel.removesuffix(ending)
-            if channel not in self.manifest.columns and column != channel and column in self.manifest.columns:
-                return column, plane
-        return channel, None
+    @property
+    def blank(self) -> bool:
+        """Whether a row may lack files."""
+        return self.options.missing or bool(self.options.cut.unpaired)
 
-    def _rows(self, split: str) -> list[Prepared]:
-        if split not in self._prepared:
-            manifest = self.manifest.split(split)
-            manifest.require_files(self._files())
-            rows = [self.prepare(row) for row in manifest.rows]
-            if not any(row.shape[0] for row in rows):
-                found = f"no slice of split '{split}' has {self.options.min_foreground:.1%} of its voxels above the mean"
-                raise MedgenError(f"{manifest.path}: {found}; lower min_foreground")
-            self._prepared[split] = rows
-        return self._prepared[split]
+    def _unpaired(self, cases: RowCases, split: str) -> Unpaired:
+        names = self.options.cut.unpaired
+        second = {plane_of(name, self.manifest.columns)[0] for name in names}
+        first = {column for column in self.recipe.files if column not in second}
+        pools = [np.flatnonzero(cases.told([need <= has for has in self._has[split]])) for need in (first, second)]
+        for pool, need in zip(pools, (first, second), strict=True):
+            if not len(pool):
+                raise MedgenError(f"{self.manifest.path}: no row of split '{split}' has {', '.join(sorted(need))}; see cut.unpaired")
+        return Unpaired(cases, pools[0], pools[1], names)
 
-    def _load(self, row: Mapping[str, str]) -> tuple[dict[str, Volume], dict[str, Volume]]:
-        files = {column: read(self.manifest.file(row, column)) for column in self._files()}
-        columns = {channel: self._column(channel) for channel in self.maps}
-        images = {channel: one_plane(files[column], channel, plane) for channel, (column, plane) in columns.items()}
-        labels = {name: one_plane(files[name], name) for name in self.labels}
-        check_pair({**images, **labels}, f"{self.manifest.path}: subject {row['subject']}")
-        for name, volume in labels.items():
-            check_labels(volume, name, self.labels[name])
-        return images, labels
+    def _intensity(self, channel: str, known: Sequence[tuple[Any, bool, Mapping[str, Any]]]) -> dict[str, Any]:
+        return {**self.maps[channel].describe(), "typical": _typical(known, channel)}
 
     def _attributes(self, row: Mapping[str, str]) -> dict[str, int | float]:
         return {name: attribute(row, name, classes, self.manifest.path) for name, classes in self.attributes.items()}
-
-    def _on_grid(self, volume: Volume, labels: bool = False) -> Volume:
-        if len(volume.shape) == 2 and len(self.size) == 3:
-            raise MedgenError(f"{volume.meta['file']}: a picture of shape {volume.shape}, and size {list(self.size)} asks for volumes")
-        if len(volume.shape) == 3 and len(self.size) == 2 and self.slice_axis is None:
-            raise MedgenError(f"{volume.meta['file']}: a volume of shape {volume.shape}; set slice_axis (2 is axial) to cut slices")
-        if volume.affine is None and self.spacing is not None:
-            raise MedgenError(f"{volume.meta['file']}: has no geometry and cannot be brought to {list(self.spacing)} mm; set spacing: null")
-        if volume.affine is None:
-            return volume
-        spacing = [None if axis == self.slice_axis else s for axis, s in enumerate(self.spacing or (None, None, None))]
-        return resampled(reoriented(volume, "RAS"), spacing, labels)
-
-    def _mapped(self, channel: str, volume: Volume, fit: dict[str, float]) -> np.ndarray:
-        return np.ascontiguousarray(self.maps[channel].forward(volume.array[0], **fit), np.float32)
-
-    def _cut(self, prepared: Prepared, stored: Volume) -> Prepared:
-        if len(self.size) == 3:
-            return prepared
-        return self._slices(prepared, stored.array[0]) if prepared.volumetric else self._picture(prepared)
-
-    def _slices(self, prepared: Prepared, stored: np.ndarray) -> Prepared:
-        """Slices across `slice_axis` on the model's grid, without those that are nearly empty in the first channel."""
-        axis = self.slice_axis
-        bright = np.moveaxis(stored > stored.mean(), axis, 0)
-        kept = np.flatnonzero(bright.mean((1, 2)) >= self.options.min_foreground)
-        window = Placement.centred(bright.shape, self.size)
-        images = {name: _stacked(values, axis, window, BACKGROUND)[kept] for name, values in prepared.images.items()}
-        labels = {name: _stacked(values, axis, window, 0)[kept] for name, values in prepared.labels.items()}
-        affines = None if prepared.affines is None else _plane_affines(prepared.affines, window, axis, kept)
-        return replace(prepared, images=images, labels=labels, affines=affines)
-
-    def _picture(self, prepared: Prepared) -> Prepared:
-        images = {name: self._sized(values[None], BACKGROUND) for name, values in prepared.images.items()}
-        labels = {name: self._sized(values[None], 0, labels=True) for name, values in prepared.labels.items()}
-        return replace(prepared, images=images, labels=labels)
-
-    def _sized(self, array: np.ndarray, fill: float, labels: bool = False) -> np.ndarray:
-        return resized(array, self.size, labels) if self.options.resize else fitted(array, self.size, fill)[0]
 
     def _about(self) -> dict[str, Any]:
         known = {"name": self.manifest.path.resolve().parent.name, "licence": "unknown", "attribution": "unknown"}
         return {**known, **self.options.about, "subjects": len(self.manifest.split("train").subjects)}
 
 
-def _stacked(array: np.ndarray, axis: int, window: Placement, fill: float) -> np.ndarray:
-    """(planes, H, W), plane after plane in memory."""
-    return np.ascontiguousarray(window.apply(np.moveaxis(array, axis, 0), fill))
+def default_store(manifest: Path) -> Path:
+    """`.medgen` beside the manifest, or a folder of its own in the user's cache where that cannot be written."""
+    folder = manifest.resolve().parent
+    if os.access(folder, os.W_OK | os.X_OK):
+        return folder / ".medgen"
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "medgen" / "stores" / hashlib.sha256(str(folder).encode()).hexdigest()[:16]
 
 
-def _plane_affines(affine: np.ndarray, window: Placement, axis: int, kept: np.ndarray) -> np.ndarray:
-    """(planes, 4, 4): the plane's two axes first, then the one that was cut, at the plane's place."""
-    first = window.moved(affine[:, [i for i in range(3) if i != axis] + [axis, 3]])
-    affines = np.repeat(first[None], len(kept), 0)
-    affines[:, :3, 3] += kept[:, None] * first[:3, 2]
-    return affines
+def progress_bar(title: str) -> Progress:
+    """A bar on stderr, for what takes longer than a second."""
+    from rich.console import Console
+    from rich.progress import Progress as Bar
+
+    bar, began = Bar(console=Console(stderr=True)), time.monotonic()
+    task = bar.add_task(title)
+
+    def told(done: int, of: int) -> None:
+        if not bar.live.is_started and time.monotonic() - began > 1 and done < of:
+            bar.start()
+        bar.update(task, completed=done, total=of)
+        if done == of and bar.live.is_started:
+            bar.stop()
+
+    return told
 
 
-def _typical(rows: list[Prepared], channel: str) -> dict[str, float]:
-    ranges = [row.ranges[channel] for row in rows]
+def _typical(known: Sequence[tuple[Any, bool, Mapping[str, Any]]], channel: str) -> dict[str, float]:
+    ranges = [ranges[channel] for _, _, ranges in known if channel in ranges]
+    if not ranges:
+        raise MedgenError(f"no training row has a file for '{channel}'; fill cells of its column or leave the channel out")
     return {key: float(np.median([r[key] for r in ranges])) for key in ranges[0]}

@@ -13,10 +13,8 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from medgen.core.errors import MedgenError
+from medgen.data.lock import alone
 
 DIGEST = 16  # bytes
 COMMIT = 10.0  # seconds of encoding that a killed build may lose
@@ -107,7 +106,7 @@ def built(folder: Path, plan: Plan, encode: Encode) -> Latents:
     place = folder / plan.key
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _alone(folder / f"{plan.key}.lock"):
+        with alone(folder / f"{plan.key}.lock"):
             missing = plan.missing(place)
             if missing is None or len(missing):
                 _complete(place, plan, encode)
@@ -194,17 +193,3 @@ class _Writer:
         array, data = self.arrays[which], values.tobytes()
         if os.pwrite(self.files[which], data, array.offset + row * array.strides[0]) != len(data):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-@contextmanager
-def _alone(lock: Path) -> Iterator[None]:
-    """Hold a lock that the system releases when the process ends, however it ends."""
-    import fcntl
-
-    with open(lock, "a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"waiting for the process that is filling {lock.parent}", file=sys.stderr, flush=True)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from medgen.core.errors import MedgenError, nearest
+from medgen.data.paths import leaves
+from medgen.data.readers import parted
 
 _ALIASES = {"training": "train", "val": "validation", "valid": "validation", "testing": "test"}
 
@@ -94,21 +96,36 @@ class Manifest:
             if column not in self.columns:
                 raise MedgenError(f"{self.path}: no column '{column}'; {nearest(column, self.columns)}")
 
-    def require_files(self, columns: Iterable[str]) -> None:
-        """Refuse an empty cell or a path to nothing in any of the columns."""
+    def require_files(self, columns: Sequence[str], blank: bool = False) -> None:
+        """Refuse an empty cell (with `blank`: a row of nothing but empty cells) or a path to nothing in any of the columns."""
         self.require(columns)
+        for row in self.rows:
+            if blank and not any(row[column] for column in columns):
+                raise MedgenError(f"{self.path}: subject {row['subject']} has no file at all ({', '.join(columns)}); leave the row out")
         for column in columns:
             for row in self.rows:
+                if not row[column] and blank:
+                    continue
                 if not row[column]:
-                    raise MedgenError(
-                        f"{self.path}: subject {row['subject']} has no file for '{column}'; fill the cell or leave the row out"
-                    )
-                if not self.file(row, column).is_file():
+                    remedy = "fill the cell, leave the row out, or set data.source.options.missing=true"
+                    raise MedgenError(f"{self.path}: subject {row['subject']} has no file for '{column}'; {remedy}")
+                if not parted(self.file(row, column))[0].exists():
                     raise MedgenError(f"{self.path}: subject {row['subject']}: no file {self.file(row, column)} for '{column}'")
 
     def file(self, row: dict[str, str], column: str) -> Path:
-        """The path in a cell, relative to the CSV's folder."""
-        return self.path.parent / row[column]
+        """The path in a cell, relative to the CSV's folder.
+
+        Raises:
+            MedgenError: a relative path that leaves that folder. A manifest that came with its data stays in it; a path elsewhere is
+                written in full, where everyone sees it.
+        """
+        cell = row[column]
+        if not Path(cell).is_absolute() and leaves(self.path.parent, cell):
+            raise MedgenError(
+                f"{self.path}: subject {row['subject']}: '{cell}' leaves the manifest's folder; put the manifest above its files, "
+                "or write the whole path"
+            )
+        return self.path.parent / cell
 
     def _check(self) -> None:
         if "subject" not in self.columns:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import signal
+import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import lightning
@@ -15,8 +17,45 @@ from torch.utils.data import DataLoader
 from medgen.core.errors import MedgenError
 from medgen.data.latents import Latents
 from medgen.data.manifest import EmptySplit
-from medgen.data.source import Case, Source
+from medgen.data.order import Balanced, Bucketed, Order, Shuffled
+from medgen.data.source import Case, Cases, Source
 from medgen.data.stream import InOrder, StepBatches, TrainingSamples, Versions
+
+
+@dataclass
+class Clock:
+    """How training spends its time: seconds that it waited for a batch, and seconds between batches. The first batch of a process,
+    which pays for the start of its workers, does not count; nor does validation."""
+
+    waited: float = 0.0
+    used: float = 0.0
+    batches: int = 0
+
+    @property
+    def share(self) -> float:
+        """Of the time that was spent waiting."""
+        return self.waited / max(self.waited + self.used, 1e-9)
+
+
+class TimedLoader(DataLoader):
+    """A loader that notes how long its reader waits."""
+
+    def __init__(self, clock: Clock, *args: Any, **settings: Any):
+        super().__init__(*args, **settings)
+        self.clock = clock
+
+    def __iter__(self) -> Iterator[Any]:
+        batches, clock = super().__iter__(), self.clock
+        while True:
+            asked = time.perf_counter()
+            batch = next(batches, None)
+            if batch is None:
+                return
+            given = time.perf_counter()
+            clock.waited += given - asked if clock.batches else 0.0
+            clock.batches += 1
+            yield batch
+            clock.used += time.perf_counter() - given
 
 
 class DataModule(lightning.LightningDataModule):
@@ -31,6 +70,7 @@ class DataModule(lightning.LightningDataModule):
         workers: loader processes; 0 loads in the trainer's own.
         seed: of the order of cases and of the choices inside them.
         augment: random changes of training cases, such as `medgen.data.augment.Augment`.
+        balance: attribute whose classes training sees equally often.
     """
 
     def __init__(
@@ -40,13 +80,15 @@ class DataModule(lightning.LightningDataModule):
         workers: int = 0,
         seed: int = 0,
         augment: Callable[[Case, np.random.Generator], Case] | None = None,
+        balance: str | None = None,
     ):
         super().__init__()
         if batch_size < 1 or workers < 0:
             raise MedgenError(f"expected batch_size >= 1 and workers >= 0, found batch_size={batch_size}, workers={workers}")
         self.source, self.batch_size, self.workers, self.seed = source, int(batch_size), int(workers), int(seed)
-        self.augment = augment
+        self.augment, self.balance = augment, balance
         self.latents: Latents | None = None  # set: training batches carry these moments of their cases
+        self.clock = Clock()
         self._span: dict[str, Any] = {}
 
     def resume(self, step: int, stop: int | None, interval: int) -> None:
@@ -61,8 +103,9 @@ class DataModule(lightning.LightningDataModule):
         cases = self.source.split("train")
         rank, world = self._place()
         once = -(-len(cases) // (self.batch_size * world))
-        batches = StepBatches(len(cases), self.batch_size, self.seed, **{"interval": once, **self._span}, rank=rank, world=world)
-        return DataLoader(TrainingSamples(cases, self.seed, self.augment, self.latents), batch_sampler=batches, **self._loading())
+        batches = StepBatches(self._order(cases), self.batch_size, **{"interval": once, **self._span}, rank=rank, world=world)
+        samples = TrainingSamples(cases, self.seed, self.augment, self.latents)
+        return TimedLoader(self.clock, samples, batch_sampler=batches, **self._loading())
 
     def val_dataloader(self) -> DataLoader | list:
         """In order; an empty list, and a warning, when the data have no validation split."""
@@ -90,6 +133,16 @@ class DataModule(lightning.LightningDataModule):
         cases = Versions(self.source.split("train"), self.seed, self.augment if augmented else None)
         batches = [list(keys[i : i + self.batch_size]) for i in range(0, len(keys), self.batch_size)]
         return DataLoader(cases, batch_sampler=batches, **self._loading())
+
+    def _order(self, cases: Cases) -> Order:
+        buckets = getattr(cases, "buckets", None)
+        if self.balance is None:
+            return Shuffled(len(cases), self.seed) if buckets is None else Bucketed(buckets, self.seed)
+        if buckets is not None:
+            raise MedgenError(f"balance={self.balance} cannot be had together with options.buckets; choose one")
+        if not hasattr(cases, "classes"):
+            raise MedgenError(f"balance={self.balance}: {type(self.source).__name__} does not know its classes beforehand; leave it out")
+        return Balanced(cases.classes(self.balance), self.seed)
 
     def _place(self) -> tuple[int, int]:
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)

@@ -25,22 +25,60 @@ def read(source: str | Path) -> Volume:
     Raises:
         MedgenError: no such file, an ending that no format has, a damaged file, voxels that are not finite.
     """
-    volume = read_stored(source)
-    array = np.ascontiguousarray(volume.array, np.float32)
-    wrong = array.size - int(np.isfinite(array).sum())
-    if wrong:
-        raise MedgenError(f"{source}: {wrong} of {array.size} voxels are NaN or infinite; repair or mask the image first")
-    return volume.with_array(array)
+    return finite(read_stored(source))
 
 
 def read_stored(source: str | Path) -> Volume:
     """As `read`, with the values in the type that the file keeps them in, finite or not."""
     path, part = parted(source)
-    format = format_of(path)
+    format = format_of(path, part)
     header = _told(format, path, lambda: format.header(path, part))
     check_size(path, header)
     volume = _told(format, path, lambda: format.read(path, part))
     return volume.with_array(volume.array, meta={"file": str(source), **volume.meta})
+
+
+def finite(volume: Volume) -> Volume:
+    """What `read_stored` gave, as float32.
+
+    Raises:
+        MedgenError: a voxel is not finite.
+    """
+    array = np.ascontiguousarray(volume.array, np.float32)
+    wrong = array.size - int(np.isfinite(array).sum()) if volume.array.dtype.kind == "f" else 0
+    if wrong:
+        raise MedgenError(f"{volume.meta['file']}: {wrong} of {array.size} voxels are NaN or infinite; repair or mask the image first")
+    return volume.with_array(array)
+
+
+def read_section(source: str | Path, axis: int, index: int) -> Volume:
+    """One slice of a volume (`axis` 0, 1 or 2: one voxel thick, at its place in the world) or one of its planes (`axis` 3: a frame, a
+    channel), as stored. Where the format can, nothing else is read.
+
+    Raises:
+        MedgenError: as `read_stored`; an axis or index that the image has not.
+    """
+    path, part = parted(source)
+    format = format_of(path)
+    header = _told(format, path, lambda: format.header(path, part))
+    check_size(path, header)
+    extent = (*header.shape, header.channels)
+    if len(extent) != 4 or axis not in range(4) or not 0 <= index < extent[axis]:
+        raise MedgenError(f"{source}: no section {index} of axis {axis}; its axes and planes are {extent}")
+    if format.section is not None:
+        volume = _told(format, path, lambda: format.section(path, part, axis, index))
+    else:
+        volume = _told(format, path, lambda: _cut(format.read(path, part), axis, index))
+    return volume.with_array(volume.array, meta={"file": str(source), **volume.meta})
+
+
+def _cut(volume: Volume, axis: int, index: int) -> Volume:
+    if axis == 3:
+        return volume.with_array(volume.array[index : index + 1])
+    affine = None if volume.affine is None else volume.affine.copy()
+    if affine is not None:
+        affine[:3, 3] += index * affine[:3, axis]
+    return volume.with_array(np.take(volume.array, [index], axis + 1), affine=affine)
 
 
 def peek(source: str | Path) -> Header:
@@ -50,7 +88,7 @@ def peek(source: str | Path) -> Header:
         MedgenError: no such file, an ending that no format has, a damaged header.
     """
     path, part = parted(source)
-    format = format_of(path)
+    format = format_of(path, part)
     return _told(format, path, lambda: format.header(path, part))
 
 
@@ -63,13 +101,16 @@ def parted(source: str | Path) -> tuple[Path, str | None]:
     return Path(place), part
 
 
-def format_of(path: Path) -> Format:
-    """The format of an existing file or folder.
+def format_of(path: Path, part: str | None = None) -> Format:
+    """The format of an existing file or folder, or of what is asked of it.
 
     Raises:
         MedgenError: nothing is there, or no format takes it.
     """
     known = formats()
+    wanted = next((format for format in known if part and format.asked(path, part)), None)
+    if wanted and path.is_file():
+        return wanted
     name = path.name.lower()
     by_ending = [(ending, format) for format in known for ending in format.endings if name.endswith(ending)]
     if by_ending and not path.is_dir():

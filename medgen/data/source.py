@@ -24,8 +24,8 @@ class Cases(Protocol):
 
     def __len__(self) -> int: ...
 
-    def case(self, index: int, rng: np.random.Generator) -> Case:
-        """Case `index`; random choices (patch position) come from `rng` alone."""
+    def case(self, index: int, rng: np.random.Generator | None) -> Case:
+        """Case `index`; random choices (patch position) come from `rng` alone, which may be None where nothing varies."""
         ...
 
 

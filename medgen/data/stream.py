@@ -11,12 +11,13 @@ from torch.utils.data import Dataset
 from medgen.core.random import generator
 from medgen.core.task import MOMENTS
 from medgen.data.latents import Latents
+from medgen.data.order import ORDER, Order
 from medgen.data.source import Case, Cases
 
 Augmentation = Callable[[Case, np.random.Generator], Case]
 
 # keep these streams apart from a model's, which are keyed by (seed, step, sample)
-_ORDER, _CHOICE, _VERSION = 0x6F726465, 0x63686F69, 0x76657273
+_CHOICE, _VERSION = 0x63686F69, 0x76657273
 
 
 class StepBatches:
@@ -27,26 +28,17 @@ class StepBatches:
     cases ends in mid-batch and the next one follows.
 
     Args:
-        length: number of cases.
+        order: which cases a step takes.
         batch_size: per rank.
         start, stop: the first step, and the one that is no longer taken (None: never stop).
         rank, world: rank r takes samples r, r + world, ... of each step.
     """
 
     def __init__(
-        self,
-        length: int,
-        batch_size: int,
-        seed: int,
-        interval: int,
-        start: int = 0,
-        stop: int | None = None,
-        rank: int = 0,
-        world: int = 1,
+        self, order: Order, batch_size: int, interval: int, start: int = 0, stop: int | None = None, rank: int = 0, world: int = 1
     ):
-        self.length, self.batch_size, self.seed, self.interval = length, batch_size, seed, interval
+        self.order, self.batch_size, self.interval = order, batch_size, interval
         self.position, self.stop, self.rank, self.world = start, stop, rank, world
-        self._order: tuple[int, np.ndarray] = (-1, np.empty(0, int))
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         end = (self.position // self.interval + 1) * self.interval
@@ -58,14 +50,7 @@ class StepBatches:
     def batch(self, step: int) -> list[tuple[int, int]]:
         """(sample number, case index) of the samples of a step."""
         total = self.batch_size * self.world
-        return [(n, self.case_of(n)) for n in range(step * total + self.rank, (step + 1) * total, self.world)]
-
-    def case_of(self, n: int) -> int:
-        """The case that sample `n` takes: every epoch visits every case once, in its own order."""
-        epoch, place = divmod(n, self.length)
-        if self._order[0] != epoch:
-            self._order = epoch, generator(self.seed, epoch, _ORDER).permutation(self.length)
-        return int(self._order[1][place])
+        return list(enumerate(self.order.cases(step, total), step * total))[self.rank :: self.world]
 
 
 class TrainingSamples(Dataset):
@@ -83,9 +68,14 @@ class TrainingSamples(Dataset):
             version = n // len(self.cases) % self.latents.versions
             case = Versions(self.cases, self.seed, self.augment)[index, version]
             return {**case, MOMENTS: self.latents.row(index, version), "index": n}
-        rng = generator(self.seed, n, _CHOICE)
+        rng = generator(self.seed, n, _CHOICE) if self.augment or self.cases.varies else None
         case = self.cases.case(index, rng)
-        return {**(self.augment(case, rng) if self.augment else case), "index": n}
+        return {**(self.augment(writable(case), rng) if self.augment else case), "index": n}
+
+
+def writable(case: Case) -> Case:
+    """With arrays of its own where they are views of a store."""
+    return {name: np.array(v) if isinstance(v, np.ndarray) and not v.flags.writeable else v for name, v in case.items()}
 
 
 class Versions(Dataset):
@@ -98,7 +88,7 @@ class Versions(Dataset):
         index, version = key
         rng = generator(self.seed, index, version, _VERSION)
         case = self.cases.case(index, rng)
-        return {**(self.augment(case, rng) if self.augment else case), "index": index}
+        return {**(self.augment(writable(case), rng) if self.augment else case), "index": index}
 
 
 class InOrder(Dataset):
@@ -108,7 +98,7 @@ class InOrder(Dataset):
     """
 
     def __init__(self, cases: Cases, seed: int, rank: int = 0, world: int = 1, mixed: bool = False):
-        order = generator(seed, len(cases), _ORDER).permutation(len(cases)).tolist() if mixed else range(len(cases))
+        order = generator(seed, len(cases), ORDER).permutation(len(cases)).tolist() if mixed else range(len(cases))
         self.cases, self.seed, self.indices = cases, seed, order[rank::world]
         self.first, self.most = order[0] if len(cases) else None, len(order[::world])  # rank 0 has the most
 

@@ -19,9 +19,10 @@ from medgen.core.contract import Contract
 from medgen.core.errors import MedgenError, nearest
 from medgen.core.geometry import Placement, centred_affine, reoriented, resampled, resampled_like, rimmed
 from medgen.core.model import GenerativeModel
+from medgen.core.neighbours import neighbour
 from medgen.core.operator import Operator, Sampling
 from medgen.core.random import Rng
-from medgen.core.task import Task
+from medgen.core.task import Task, availability
 from medgen.core.volume import Volume
 from medgen.core.windows import blended
 from medgen.data.checks import check_labels, check_pair, one_plane, opened
@@ -149,7 +150,7 @@ class Pretrained:
             MedgenError: a model that takes no source images, a missing channel, channels on different grids.
         """
         volumes = self.read_sources(image)
-        first = volumes[self.task.source[0]]
+        first = next(iter(volumes.values()))
         made, grid = self.predict_on_grid(volumes, seed, given, draws)
         array = made
         if first.affine is not None:  # a coarser grid may end up to a voxel before the image does
@@ -197,14 +198,16 @@ class Pretrained:
         if not names:
             remedy = "nothing: use generate" if self.task.operator is None else "measurements: use reconstruct"
             raise MedgenError(f"this model makes {self._targets} from {remedy}")
+        own = tuple(dict.fromkeys(neighbour(name)[0] for name in names))  # slices beside a slice come from the same volume
         if not isinstance(image, Mapping):
-            if len(names) > 1 and not all(name.endswith(_COLOURS) for name in names):
-                raise MedgenError(f"this model needs {len(names)} channels, {', '.join(names)}: give them by name")
-            image = dict.fromkeys(names, image)
-        missing = [n for n in names if n not in image]
-        if missing or set(image) - set(names):
-            raise MedgenError(f"this model takes the channels {', '.join(names)}, got {', '.join(map(str, image)) or 'none'}")
-        volumes = {n: _plane(opened(image[n], n), n) for n in names}
+            if len(own) > 1 and not all(name.endswith(_COLOURS) for name in own):
+                raise MedgenError(f"this model needs {len(own)} channels, {', '.join(own)}: give them by name")
+            image = dict.fromkeys(own, image)
+        given = {n: image[n] if n in image else image.get(neighbour(n)[0]) for n in names}
+        missing = all(v is None for v in given.values()) if self.task.availability else any(v is None for v in given.values())
+        if missing or set(image) - {*names, *own}:
+            raise MedgenError(f"this model takes the channels {', '.join(own)}, got {', '.join(map(str, image)) or 'none'}")
+        volumes = {n: _plane(opened(v, n), n) for n, v in given.items() if v is not None}
         check_pair(volumes, "input")
         for name, volume in volumes.items():
             self._check_axes(volume, name)
@@ -225,10 +228,15 @@ class Pretrained:
         """A channel in network units on the model's grid: its orientation and spacing (of 2D models, in the plane of the slice)."""
         mapping = self.contract.map_of(channel)
         mapped = volume.with_array(np.asarray(mapping.forward(volume.array, **mapping.fit(volume.array)), np.float32), units="normalised")
-        if self.contract.spacing is None:
+        if self.contract.spacing is not None:
+            self._check_axes(volume, channel)
+            mapped = self.regridded(mapped)
+        _, away = neighbour(channel)
+        if not away:
             return mapped
-        self._check_axes(volume, channel)
-        return self.regridded(mapped)
+        axis = self.contract.slice_axis
+        places = np.clip(np.arange(mapped.shape[axis]) + away, 0, mapped.shape[axis] - 1)
+        return mapped.with_array(np.take(mapped.array, places, axis + 1))
 
     def regridded(self, volume: Volume, labels: bool = False) -> Volume:
         """The values of a volume on the model's grid: its orientation and spacing (of 2D models, in the plane of the slice)."""
@@ -243,10 +251,15 @@ class Pretrained:
         """The target in network units (C, *S), and the first source on the model's grid (K = 1), for evaluation."""
         on_grid = {name: self.on_grid(v, name) for name, v in volumes.items()}
         grid = next(iter(on_grid.values()))
-        return self.predict(np.concatenate([v.array for v in on_grid.values()]), seed, given, draws), grid
+        missing = np.full_like(grid.array, np.nan)
+        stack = [on_grid[name].array if name in on_grid else missing for name in self.task.source]
+        return self.predict(np.concatenate(stack), seed, given, draws), grid
 
     def predict(self, stack: np.ndarray, seed: int = 0, given: Mapping[str, Any] | None = None, draws: int = 1) -> np.ndarray:
-        """(K, *S) -> (C, *S), both in network units on a grid of the model's spacing and orientation and of any size."""
+        """(K, *S) -> (C, *S), both in network units on a grid of the model's spacing and orientation and of any size.
+
+        A channel of `stack` that is missing is NaN everywhere.
+        """
         check_seed(seed)
         self._given(given or {}, 1, self.contract.size)  # one value for the whole volume
         if draws < 1:
@@ -285,7 +298,12 @@ class Pretrained:
     def _batch(self, source: np.ndarray, rng: Rng, given: Mapping[str, Any]) -> np.ndarray:
         """(B, K, *S) -> (B, C, *S)."""
         size = source.shape[2:]
-        inputs = {name: torch.from_numpy(np.ascontiguousarray(source[:, i : i + 1])) for i, name in enumerate(self.task.source)}
+        inputs = {}
+        for i, name in enumerate(self.task.source):
+            image = torch.from_numpy(np.ascontiguousarray(source[:, i : i + 1]))
+            missing = image.isnan()
+            inputs[name] = image.masked_fill(missing, BACKGROUND)
+            inputs[availability(name)] = 1.0 - missing.flatten(1).any(1).float()
         inputs |= self._given(given, len(source), size)
         condition = self.task.condition(inputs).to(self.device)
         return self.sample(condition, size, rng).numpy()

@@ -11,7 +11,7 @@ from torch.nn.functional import one_hot
 
 from medgen.core.errors import MedgenError, nearest
 from medgen.core.model import Moments
-from medgen.core.task import MOMENTS
+from medgen.core.task import MOMENTS, availability
 
 
 def pick(inputs: Mapping[str, Any], name: str) -> Tensor:
@@ -33,6 +33,13 @@ def dense(inputs: Mapping[str, Any], source: Sequence[str], labels: Mapping[str,
         index = checked(pick(inputs, name).long(), name, classes)[:, 0]
         parts.append(one_hot(index, classes).movedim(-1, 1).float())
     return torch.cat(parts, 1) if parts else None
+
+
+def flags(inputs: Mapping[str, Any], names: Sequence[str]) -> Tensor:
+    """(B, len(names)): 1 where a case has the channel, 0 where it is missing; all ones where nothing is said."""
+    image = pick(inputs, names[0])
+    ones = image.new_ones(len(image))
+    return torch.stack([inputs.get(availability(name), ones).to(image) for name in names], 1)
 
 
 def vector(inputs: Mapping[str, Any], attributes: Mapping[str, int]) -> Tensor | None:

@@ -17,7 +17,8 @@ from medgen.training import ranks
 
 
 class Log(L.Callback):
-    """Sends loss terms every `every` steps, and every validation's values, to the trainer's loggers."""
+    """Sends loss terms and the share of time that training waited for data every `every` steps, and every validation's values, to the
+    trainer's loggers."""
 
     def __init__(self, every: int = 50):
         self.every = every
@@ -27,7 +28,9 @@ class Log(L.Callback):
         self._latest |= pl_module.terms  # a phase that runs now and then is logged with its last value
         if pl_module.step % self.every == 0:
             values = {f"train/{k}": float(v) for k, v in self._latest.items()}
-            self._send(trainer, values | {"skipped": pl_module.skipped}, pl_module.step)
+            clock = getattr(trainer.datamodule, "clock", None)
+            waiting = {} if clock is None else {"waiting": clock.share}
+            self._send(trainer, values | {"skipped": pl_module.skipped} | waiting, pl_module.step)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         if pl_module.validation.values:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -58,6 +59,9 @@ class Format:
         read: (path, part) -> Volume with the values in the type that keeps them best, (C, *S).
         fits: whether a path is of this format though its ending does not say so (a folder of DICOM, a file without ending).
         extra: the extra of the package that brings its library, such as "dicom".
+        section: (path, part, axis, index) -> Volume of one slice (axis 0, 1, 2: one voxel thick) or one plane (axis 3) of a volume,
+            without reading the rest. Where there is none, all is read and cut.
+        asked: whether a part asks for this format though the file's ending is another's (`slide.tif#level=1`).
     """
 
     name: str
@@ -66,6 +70,8 @@ class Format:
     read: Callable[[Path, str | None], Volume]
     fits: Callable[[Path], bool] = lambda path: False
     extra: str | None = None
+    section: Callable[[Path, str | None, int, int], Volume] | None = None
+    asked: Callable[[Path, str], bool] = lambda path, part: False
 
 
 def library(name: str, extra: str, what: str) -> ModuleType:
@@ -81,13 +87,40 @@ def library(name: str, extra: str, what: str) -> ModuleType:
 
 
 def read_limit() -> int:
-    """Bytes that one image may take: `MEDGEN_READ_LIMIT`, or half of the machine's memory."""
+    """Bytes that one image may take: `MEDGEN_READ_LIMIT`, or half of the memory that this process may have."""
     said = os.environ.get(LIMIT)
     if said is None:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+        return _memory() // 2
     if not said.isdecimal() or int(said) < 1:
         raise MedgenError(f"{LIMIT}: expected a number of bytes, found '{said}'")
     return int(said)
+
+
+@cache
+def _memory() -> int:
+    """Bytes of the machine, or of the control group (container, batch job) that this process is in, where that is less."""
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min([machine, *_group_limits(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))])
+
+
+def _group_limits(groups: Path, root: Path) -> list[int]:
+    """What version 2 (memory.max) and version 1 (memory.limit_in_bytes) of control groups allow, in each group that holds this process."""
+    try:
+        lines = [line.split(":", 2) for line in groups.read_text().splitlines()]
+    except OSError:
+        return []
+    limits = []
+    for _, controllers, group in (line for line in lines if len(line) == 3):
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        top, name = (root / "memory", "memory.limit_in_bytes") if controllers else (root, "memory.max")
+        inner = top / group.lstrip("/")
+        for folder in {top, inner, *(parent for parent in inner.parents if parent.is_relative_to(top))}:
+            try:
+                limits.append(int((folder / name).read_text()))
+            except (OSError, ValueError):  # no such file, or "max"
+                continue
+    return [limit for limit in limits if limit > 0]
 
 
 def check_size(path: Path, header: Header) -> None:

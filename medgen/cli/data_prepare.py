@@ -1,0 +1,31 @@
+"""`medgen data prepare`: what training would prepare at its first use, now."""
+
+from __future__ import annotations
+
+import argparse
+
+from medgen.checkpoint import build
+from medgen.cli.configs import compose, resolved
+from medgen.core.errors import MedgenError
+from medgen.data.files import FileData
+
+
+def run(options: argparse.Namespace) -> None:
+    """Prepare every split of the manifest that the overrides name, and say where it lies."""
+    source = build(resolved(compose(options.overrides))["data"]["source"], trusted=True)
+    if not isinstance(source, FileData):
+        raise MedgenError(
+            f"{type(source).__name__} draws its images and prepares nothing; name a manifest: data=slices data.source.manifest=..."
+        )
+    store = source.store
+    if store is None:
+        raise MedgenError("data.source.options.keep.folder=memory keeps nothing on disk; leave it out")
+    print(f"store: {store.folder}")
+    for split in source.manifest.splits:
+        rows = source.prepared(split)
+        what = "planes" if len(source.size) == 2 else "volumes"
+        print(f"{split}: {len(source.manifest.split(split))} rows, {int(rows.counts.sum())} {what}")
+    if options.prune:
+        freed = store.prune(source.wanted(source.manifest))
+        print(f"pruned: {freed / 1e6:.1f} MB")
+    print(f"on disk: {sum(path.stat().st_size for path in store.folder.iterdir()) / 1e6:.1f} MB")

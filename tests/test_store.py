@@ -1,0 +1,257 @@
+"""The store: prepared once, whatever interrupts it, and only what changed is prepared again."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+
+from medgen.core.errors import MedgenError
+from medgen.data import recipe as recipes
+from medgen.data.files import FileData
+from medgen.data.options import Cut, Keep, Options
+from medgen.data.store import Store
+from medgen.data.workers import each
+
+SHAPE = (14, 12, 10)
+HU = {"name": "ct_hu", "low": -1000, "high": 1000}
+MR = {"name": "mr_percentile"}
+
+
+@pytest.fixture
+def scans(tmp_path) -> Path:
+    """Four subjects with a CT in whole Hounsfield units, an MR with fractions and a label map."""
+    rows = ["subject,split,ct,t1,mask"]
+    for i in range(4):
+        rng = np.random.default_rng(i)
+        write(tmp_path / f"{i}_ct.nii.gz", rng.integers(-1024, 1500, SHAPE).astype(np.int16))
+        write(tmp_path / f"{i}_t1.nii.gz", rng.gamma(2, 50, SHAPE).astype(np.float32))
+        inside = np.pad(rng.random([n - 2 for n in SHAPE]) < 0.02, 1)
+        write(tmp_path / f"{i}_mask.nii.gz", inside.astype(np.uint8) * 2)
+        rows.append(f"s{i},{'validation' if i == 3 else 'train'},{i}_ct.nii.gz,{i}_t1.nii.gz,{i}_mask.nii.gz")
+    (tmp_path / "list.csv").write_text("\n".join(rows) + "\n")
+    return tmp_path
+
+
+def write(path: Path, array: np.ndarray) -> None:
+    nibabel.save(nibabel.Nifti1Image(array, np.diag([1.0, 1.0, 2.0, 1.0])), path)
+
+
+def data(folder: Path, size=(8, 8, 8), options=None, **changes) -> FileData:
+    settings = {"channels": {"ct": HU, "t1": MR}, "labels": {"mask": 3}, "options": Options(**(options or {}))}
+    return FileData(str(folder / "list.csv"), size=size, **{**settings, **changes})
+
+
+@pytest.fixture
+def prepared(monkeypatch) -> list[str]:
+    """The rows that were really prepared, in order."""
+    rows, real = [], recipes.Recipe.pieces
+
+    def spy(self, files, where):
+        rows.append(where.rpartition(" ")[2])
+        return real(self, files, where)
+
+    monkeypatch.setattr(recipes.Recipe, "pieces", spy)
+    return rows
+
+
+@pytest.mark.parametrize("size", [(8, 8), (8, 8, 8)])
+@pytest.mark.parametrize("spacing", [None, (1.5, 1.0, 2.0)])
+def test_a_store_holds_the_values_that_memory_holds(scans, size, spacing):
+    ours = data(scans, size, spacing=spacing).split("train")
+    theirs = data(scans, size, {"keep": Keep("memory")}, spacing=spacing).split("train")
+    assert len(ours) == len(theirs) > 0
+    for index in range(len(ours)):
+        one, other = (cases.case(index, np.random.default_rng(index)) for cases in (ours, theirs))
+        assert one.keys() == other.keys()
+        for name in one:
+            np.testing.assert_array_equal(one[name], other[name])
+
+
+def test_whole_numbers_are_kept_as_they_are_where_nothing_was_interpolated(scans):
+    row = data(scans).prepared("train")[0]
+    assert (row.images["ct"].dtype, row.images["t1"].dtype, row.labels["mask"].dtype) == (np.int16, np.float32, np.uint8)
+    np.testing.assert_array_equal(row.images["ct"], nibabel.load(scans / "0_ct.nii.gz").get_fdata())
+    assert data(scans, spacing=(1.5, 1, 2)).prepared("train")[0].images["ct"].dtype == np.float32
+
+
+def test_a_second_run_prepares_nothing(scans, prepared):
+    data(scans).split("train")
+    data(scans).split("validation")
+    assert prepared == ["s0", "s1", "s2", "s3"]
+    data(scans).split("train")
+    data(scans).split("validation")
+    assert len(prepared) == 4
+
+
+def test_only_what_changed_is_prepared_again(scans, prepared):
+    before = data(scans).split("train").case(1, np.random.default_rng(0))["t1"]
+    write(scans / "1_t1.nii.gz", np.full(SHAPE, 7, np.float32) + np.arange(10, dtype=np.float32))
+    after = data(scans).split("train").case(1, np.random.default_rng(0))["t1"]
+    assert prepared == ["s0", "s1", "s2", "s1"]
+    assert not np.array_equal(before, after)
+
+
+def test_a_touched_or_moved_file_is_recognised_by_its_content(scans, prepared, tmp_path):
+    data(scans).split("train")
+    os.utime(scans / "1_t1.nii.gz", ns=(1, 1))
+    (scans / "2_t1.nii.gz").rename(scans / "renamed.nii.gz")
+    (scans / "list.csv").write_text((scans / "list.csv").read_text().replace("2_t1.nii.gz", "renamed.nii.gz"))
+    data(scans).split("train")
+    data(scans).split("train")
+    assert len(prepared) == 3
+
+
+def test_another_recipe_has_a_store_of_its_own(scans, prepared):
+    data(scans).split("train")
+    data(scans, channels={"ct": {**HU, "high": 900}, "t1": MR}).split("train")
+    assert len(prepared) == 6
+    assert len(list((scans / ".medgen").iterdir())) == 2
+
+
+def test_an_interrupted_preparation_goes_on_where_it_was(scans, prepared, monkeypatch):
+    real = recipes.Recipe.pieces
+
+    def stopped(self, files, where):
+        if where.endswith("s2"):
+            raise KeyboardInterrupt
+        return real(self, files, where)
+
+    with monkeypatch.context() as context, pytest.raises(KeyboardInterrupt):
+        context.setattr(recipes.Recipe, "pieces", stopped)
+        data(scans).split("train")
+    assert prepared == ["s0", "s1"]
+    data(scans).split("train")
+    assert prepared == ["s0", "s1", "s2"]
+
+
+def test_a_torn_index_costs_its_last_row(scans, prepared):
+    first = data(scans).split("train").case(0, np.random.default_rng(0))
+    (index,) = (scans / ".medgen").glob("*/index.jsonl")
+    index.write_bytes(index.read_bytes()[:-30])
+    for _ in range(2):
+        np.testing.assert_array_equal(data(scans).split("train").case(0, np.random.default_rng(0))["ct"], first["ct"])
+    assert prepared == ["s0", "s1", "s2", "s2"]
+
+
+def test_a_broken_file_costs_its_row_and_training_is_refused_unless_told(scans):
+    (scans / "1_t1.nii.gz").write_bytes(b"no image")
+    with pytest.raises(MedgenError, match=r"1_t1\.nii\.gz: a damaged or truncated NIfTI"):
+        data(scans).split("train")
+    with pytest.warns(UserWarning, match=r"1 of 3 rows .*1_t1.*left out"):
+        cases = data(scans, options={"keep": Keep(skip_broken=True)}).split("train")
+    assert [cases.case(i, np.random.default_rng(0))["subject"] for i in range(len(cases))] == ["s0", "s2"]
+
+
+def test_worker_processes_prepare_the_same(scans):
+    here = data(scans).split("train")
+    there = data(scans, options={"keep": Keep(str(scans / "other"), workers=2)}).split("train")
+    for index in range(3):
+        one, other = (cases.case(index, np.random.default_rng(index)) for cases in (here, there))
+        np.testing.assert_array_equal(one["t1"], other["t1"])
+        assert one["subject"] == other["subject"]
+
+
+def prepare_all(folder: str) -> int:
+    return len(data(Path(folder), options={"keep": Keep(workers=0)}).split("train"))
+
+
+def test_two_processes_at_once_prepare_every_row_once(scans):
+    results = dict(each(prepare_all, [str(scans)] * 3, workers=3))
+    assert results == {0: 3, 1: 3, 2: 3}
+    (index,) = (scans / ".medgen").glob("*/index.jsonl")
+    assert len(index.read_text().splitlines()) == 3
+
+
+def test_pruning_leaves_the_newest_arrays_of_the_rows_that_are_named(scans):
+    source = data(scans)
+    source.split("train")
+    write(scans / "1_t1.nii.gz", np.full(SHAPE, 7, np.float32) + np.arange(10, dtype=np.float32))
+    expected = data(scans).split("train").case(1, np.random.default_rng(0))["t1"]
+    wanted = source.wanted(source.manifest.split("train"))
+    store = Store(scans / ".medgen", source.recipe)
+    held = sum(path.stat().st_size for path in store.folder.glob("*.bin"))
+    freed = store.prune(wanted)
+    assert 0.2 * held < freed < 0.3 * held  # one of four rows
+    np.testing.assert_array_equal(data(scans).split("train").case(1, np.random.default_rng(0))["t1"], expected)
+    assert store.prune(wanted) == 0
+
+
+def test_a_full_disk_is_one_sentence(scans, monkeypatch):
+    def full(self, files, where):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(recipes.Recipe, "pieces", full)
+    with pytest.raises(MedgenError, match=r"could not keep prepared data in .*No space left on device"):
+        data(scans).split("train")
+
+
+def test_a_folder_that_cannot_be_written_is_served_from_the_cache(scans, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(scans / "cache"))
+    assert len(data(scans).split("train")) == 3
+    assert not (scans / ".medgen").exists() and list((scans / "cache" / "medgen" / "stores").iterdir())
+
+
+def test_rows_travel_to_other_processes_without_their_voxels(scans):
+    rows = data(scans).prepared("train")
+    rows[0]
+    sent = pickle.dumps(rows)
+    assert len(sent) < 5_000 < rows[0].images["t1"].nbytes
+    np.testing.assert_array_equal(pickle.loads(sent)[1].images["t1"], rows[1].images["t1"])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="measures memory as Linux tells it")
+def test_the_memory_of_a_reader_does_not_grow_with_the_store(scans):
+    """A store of 1.2 GB (with holes, so that the disk does not fill) is read everywhere by a process that may take 200 MB of its own."""
+    rows = data(scans).prepared("train")
+    store = rows.folder
+    record = json.loads((store / "index.jsonl").read_text().splitlines()[0])
+    piece = record["pieces"][0]
+    shape, count = [200, 250, 300], 20
+    for number in range(count):
+        with (store / f"big{number}.bin").open("wb") as file:
+            file.truncate(4 * int(np.prod(shape)))
+    lines = [{**record, "pieces": [{**piece, "arrays": {"images/t1": [f"big{n}.bin", 0, shape, "<f4"]}}]} for n in range(count)]
+    (store / "index.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    script = f"""
+        import resource
+        import numpy as np
+        from medgen.data.cases import Cutter, Patches
+        from medgen.data.store import Index, Rows
+        from pathlib import Path
+
+        held = int(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmData"))) * 1024
+        resource.setrlimit(resource.RLIMIT_DATA, (held + 200_000_000,) * 2)
+        store = Path({str(store)!r})
+        index = Index(store)
+        rows = Rows(store, index.places, index.cases)
+        cases = Patches(rows, (64, 64, 64), Cutter({{}}), anywhere=True)
+        total = sum(float(cases.case(n % {count}, np.random.default_rng(n))["t1"].sum()) for n in range(200))
+        try:
+            np.ones(300_000_000 // 8)
+        except MemoryError:
+            print("read", total)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "read 0.0\n", done.stderr
+
+
+def test_patches_are_centred_on_the_kinds_of_places_that_are_asked_for(scans):
+    weights = {"mask=2": 3.0, "uniform": 1.0}
+    cases = data(scans, (3, 3, 3), {"cut": Cut(patches=weights)}).split("train")
+    rng = np.random.default_rng(0)
+    middle = np.mean([cases.case(n % 3, rng)["mask"][0, 1, 1, 1] == 2 for n in range(600)])
+    assert 0.68 < middle < 0.82  # 3 of 4, and a few more by chance
+    only = data(scans, (3, 3, 3), {"cut": Cut(patches={"mask": 1.0})}).split("train")
+    assert all((only.case(n % 3, rng)["mask"] == 2).any() for n in range(50))
+    with pytest.raises(MedgenError, match=r"no kind of place 'masks'; did you mean 'mask"):
+        data(scans, (3, 3, 3), {"cut": Cut(patches={"masks": 1.0})})
+    with pytest.raises(MedgenError, match=r"kinds of places are for patches of volumes"):
+        data(scans, (3, 3), {"cut": Cut(patches={"mask": 1.0})})
