@@ -160,7 +160,7 @@ def _check(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=KIND",
-        help="what a column holds, where its name does not tell: CT, MR, PET, XR, US, picture, image, kspace, label, attribute, text "
+        help="what a column holds, where its name does not tell: CT, MR, PET, XR, US, picture, image, kspace, labels, attribute, text "
         "or ignore",
     )
     parser.set_defaults(run=_lazy("data"))
@@ -175,7 +175,7 @@ def _split(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--group", metavar="COLUMN", help="whole groups, such as sites, go to one split")
     parser.add_argument("--stratify", metavar="COLUMN", help="keep the shares of this column's values (numbers in quarters) in each split")
     parser.add_argument(
-        "--fractions", type=float, nargs=3, default=(0.8, 0.1, 0.1), metavar=("TRAIN", "VALIDATION", "TEST"), help="default 0.8 0.1 0.1"
+        "--fractions", type=float, nargs=3, metavar=("TRAIN", "VALIDATION", "TEST"), help="default 0.8 0.1 0.1, with --folds 1 0 0"
     )
     parser.add_argument(
         "--folds", type=_positive, metavar="K", help="cross-validation: a manifest per fold; TEST is held out of all of them"

@@ -41,6 +41,17 @@ class Manifest:
         Raises:
             MedgenError: no such file, no rows, no column `subject`, a ragged or repeated row, a subject in two splits.
         """
+        manifest = Manifest.parse(path)
+        manifest._check()
+        return manifest
+
+    @staticmethod
+    def parse(path: str | Path) -> Manifest:
+        """The rows of a CSV as they are, for those who look for what is wrong with them.
+
+        Raises:
+            MedgenError: no such file, not a CSV, a ragged row.
+        """
         path = Path(path)
         if not path.is_file():
             raise MedgenError(f"{path}: no such manifest; expected a CSV with a column 'subject' and one column per image")
@@ -51,9 +62,7 @@ class Manifest:
             raise MedgenError(f"{path}: not a CSV in UTF-8 ({error}); export it again as 'CSV UTF-8'") from error
         columns = tuple(cell.strip() for cell in header)
         rows = tuple(_row(path, columns, number, cells) for number, cells in enumerate(lines, 2) if any(cells))
-        manifest = Manifest(path, columns, rows)
-        manifest._check()
-        return manifest
+        return Manifest(path, columns, rows)
 
     def __len__(self) -> int:
         return len(self.rows)

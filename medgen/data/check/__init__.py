@@ -1,0 +1,1 @@
+"""What is in the images of a manifest, and what is wrong with it."""
