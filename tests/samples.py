@@ -1,19 +1,22 @@
 """One tiny file of every format that medgen reads, and what time, transport and malice do to files.
 
-A format is added by a line in `SAMPLES`: its ending (or `<something><ending>`, for another kind of the same format), and a function that
-writes such a file into a folder and returns its path, or the folder of a series. `tests/test_hostile.py` does the rest.
+A format is added by a line in `SAMPLES` here or in any module `tests/*_samples.py`: its ending (or `<something><ending>`, for another kind
+of the same format), and a function that writes such a file into a folder and returns its path, or the folder itself for a series.
+`tests/test_hostile.py` does the rest.
 """
 
 from __future__ import annotations
 
 import gzip
 import io
+import re
 import shutil
 import struct
 import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -123,6 +126,15 @@ SAMPLES: dict[str, Callable[[Path], Path]] = {
     ".npz": archive,
 }
 
+
+def every_sample() -> dict[str, Callable[[Path], Path]]:
+    """The samples of all modules."""
+    found = dict(SAMPLES)
+    for path in sorted(Path(__file__).parent.glob("*_samples.py")):
+        found.update(getattr(import_module(path.stem), "SAMPLES", {}))
+    return found
+
+
 _NUMBERS = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 1 << 40, (1 << 63) - 1)
 
 
@@ -184,7 +196,7 @@ _INSIDE = {".gz": _inside_gzip, ".npz": _inside_zip, ".png": _inside_png}
 
 
 def read_mutated(item: tuple[str, str, int]) -> str:
-    """Spoil one file of a sample by a seed and read what is left: "read", or MedgenError. It must name the sample.
+    """Spoil one file of a sample by a seed and read what is left: "read", or MedgenError. It must name the file or its folder.
 
     Args:
         item: the sample's folder, the name of its file in it ("." for the folder), and the seed.
@@ -204,7 +216,7 @@ def read_mutated(item: tuple[str, str, int]) -> str:
             peek(named)
             volume = read_stored(named)
         except MedgenError as error:
-            if "sample" not in str(error) and "series" not in str(error):
+            if not {named.name, victim.name} & set(re.split(r"[/:# ,'()]+", str(error))):
                 raise AssertionError(f"{name}, seed {seed}: '{error}' does not name the file") from error
             raise
         if volume.array.ndim not in (3, 4):

@@ -108,7 +108,7 @@ except SystemExit as end:
 # ---------------------------------------------------------------- generate
 
 
-@pytest.mark.parametrize(("form", "ending"), [("nii", ".nii.gz"), ("png", ".png"), ("npy", ".npy")])
+@pytest.mark.parametrize(("form", "ending"), [("nii", ".nii.gz"), ("png", ".png"), ("npy", ".npy"), ("tif", ".tif")])
 def test_generate_writes_n_images_in_each_format(generator, tmp_path, form, ending):
     out = tmp_path / "out"
     main(["generate", str(generator), "-n", "3", "--seed", "0", "-o", str(out), "--format", form, "--set", "label=1", "--device", "cpu"])
@@ -121,7 +121,7 @@ def test_generate_writes_n_images_in_each_format(generator, tmp_path, form, endi
         return
     made = read(out / f"sample_002{ending}")
     assert np.allclose(made.array, expected.array, rtol=1e-5, atol=1e-3)
-    if form == "nii":
+    if form in ("nii", "tif"):
         assert (made.orientation, made.spacing, made.shape) == ("RAS", (1.0, 2.0, 3.0), (16, 12, 1))
 
 

@@ -594,3 +594,16 @@ def test_the_memory_of_a_control_group_is_the_memory_there_is(tmp_path):
     (tmp_path / "groups").write_text("4:cpu,cpuacct:/x\n3:memory:/job\n")
     assert _group_limits(tmp_path / "groups", tmp_path / "sys") == [7000]
     assert _group_limits(tmp_path / "none", tmp_path / "sys") == []
+
+
+@pytest.mark.parametrize(("ending", "module", "extra"), [(".tif", "tifffile", "tiff"), (".nrrd", "SimpleITK", "itk")])
+def test_a_missing_library_is_named_with_its_remedy(tmp_path, monkeypatch, itk, tifffile, ending, module, extra):
+    itk.WriteImage(itk.GetImageFromArray(values(4, 5)), str(tmp_path / f"a{ending}"))
+    monkeypatch.setitem(sys.modules, module, None)
+    for ask in (peek, read):
+        with pytest.raises(MedgenError, match=rf"needs {module}, which is not installed; run: pip install 'medgen\[{extra}\]'"):
+            ask(tmp_path / f"a{ending}")
+    if ending == ".tif":
+        with pytest.raises(MedgenError, match=r"writing TIFF needs tifffile.*pip install 'medgen\[tiff\]'"):
+            Volume(values(1, 4, 5)).save(tmp_path / "b.tif")
+        assert not list(tmp_path.glob("*b.tif*"))
