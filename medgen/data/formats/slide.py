@@ -232,7 +232,9 @@ class Slide:
             yield self._opened
         except openslide.OpenSlideUnsupportedFormatError as error:
             raise MedgenError(f"{self.path}: no whole-slide image that OpenSlide knows; expected one of tiles, such as SVS") from error
-        except (openslide.OpenSlideError, OSError, ValueError) as error:
+        except MemoryError:
+            raise
+        except Exception as error:  # the decoders of damaged files raise everything that there is
             self._opened = None
             raise MedgenError(f"{self.path}: a damaged or truncated slide ({error}); copy or export it again") from error
 
