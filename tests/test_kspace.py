@@ -193,13 +193,15 @@ def test_what_is_refused(tmp_path):
         read_stored(path)
 
 
-def test_a_huge_claim_is_refused_before_it_is_read(tmp_path):
+def test_a_huge_claim_is_refused_before_it_is_read(tmp_path, monkeypatch):
+    """10^12 numbers in a file of a few kilobytes: by the image that they would show, and by one slice alone."""
+    monkeypatch.setenv("MEDGEN_READ_LIMIT", str(10**8))
     with h5py.File(tmp_path / "f.h5", "w") as file:
         file.create_dataset("kspace", (1000, 1000, 1000, 1000), np.complex64, chunks=(1, 1, 10, 10))
-    with pytest.raises(MedgenError, match="its header claims"):
-        read_stored(tmp_path / "f.h5")
-    with pytest.raises(MedgenError, match="its header claims"):
-        _ = read_kspace(tmp_path / "f.h5").array
+    kspace = read_kspace(tmp_path / "f.h5")
+    for attempt in (lambda: read_stored(tmp_path / "f.h5"), lambda: kspace.array, lambda: kspace.rows(0, 1), lambda: kspace.mask):
+        with pytest.raises(MedgenError, match="its header claims"):
+            attempt()
 
 
 @pytest.mark.shared_data
@@ -208,4 +210,4 @@ def test_the_real_brain(shared_data):
     assert kspace.shape == (1, 8, 230, 180) and kspace.mask.shape == (230, 180)
     assert float(kspace.mask.mean()) == pytest.approx(0.124, abs=1e-3)
     image = kspace.image()[0]
-    assert image[60:170, 45:135].mean() > 10 * image[:20, :20].mean(), "a head in the middle, air in the corner"
+    assert image[60:170, 45:135].mean() > 5 * image[:20, :20].mean(), "a head in the middle, air in the corner"

@@ -240,6 +240,8 @@ def test_what_is_refused(noise, tmp_path, monkeypatch):
     with pytest.raises(MedgenError, match=r"noise\.svs: its header claims"):
         read_stored(noise[0])
     assert read_stored(f"{noise[0]}#level=1").shape == (150, 250)
+    with pytest.raises(MedgenError, match=r"noise\.svs: its header claims"):
+        Slide(noise[0]).region(0, 0, 4, mpp=1e4)  # a few pixels, each of them of more pixels than fit
 
 
 LARGE = """

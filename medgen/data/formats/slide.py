@@ -216,6 +216,7 @@ class Slide:
         from PIL import Image
 
         down = self.levels[level].downsample
+        check_size(self.path, Header((height, width), 4, np.dtype(np.uint8)))
         with self._told() as handle:
             image = handle.read_region((round(x * down), round(y * down)), level, (width, height))
         if image.getextrema()[3][0] < 255:
