@@ -4,9 +4,11 @@ import json
 import math
 from dataclasses import replace
 
+import h5py
 import numpy as np
 import pytest
 import torch
+from special_samples import HEADER, transformed
 from torch import nn
 
 from medgen.checkpoint import build, save
@@ -18,13 +20,14 @@ from medgen.core.operator import State
 from medgen.core.volume import Volume
 from medgen.data.readers import read
 from medgen.inference import Acquisition, Pretrained, golden, load
+from medgen.inference.reconstruction import scaled
 from medgen.metrics.monitor import PSNR
 from medgen.models.gan import GAN
 from medgen.models.regression import Regression
 from medgen.operators.downsample import Downsample
 from medgen.operators.identity import Identity
 from medgen.operators.inpaint import Inpaint
-from medgen.operators.mri import MaskedFourier
+from medgen.operators.mri import MaskedFourier, calibrated_maps
 from medgen.operators.sampling import Complete, Lines
 from medgen.samplers.heun import Heun
 from medgen.tasks.reconstruction import Reconstruction
@@ -265,6 +268,35 @@ def test_kspace_from_a_file_is_the_simulated_one(checkpoints):
     np.testing.assert_allclose(np.load(out), expected.image.array, atol=1e-3)
 
 
+def test_a_fastmri_file_is_its_kspace_mask_and_maps(checkpoints, capsys):
+    """Two coils, a readout that is sampled twice as densely, lines that are missing, with and without the file's own mask."""
+    images = np.zeros((3, 1, 32, 16), np.float32)
+    images[:, 0, 8:24] = np.moveaxis(read(checkpoints / "t1.nii.gz").array[0], -1, 0)
+    coils, lines = np.array([0.6, 0.8j], np.complex64)[:, None, None], (np.arange(16) % 3 == 0) | (abs(np.arange(16) - 8) < 4)
+    with h5py.File(checkpoints / "f.h5", "w") as file:
+        file["kspace"] = (transformed(images * coils) * lines).astype(np.complex64)
+        file["ismrmrd_header"] = HEADER.format(32, 16, 32.0, 16.0, 16, 16, 16.0, 16.0)
+        file["mask"] = lines
+    y = torch.from_numpy((transformed(images[..., 8:24, :] * coils) * lines).astype(np.complex64))
+    mask = torch.from_numpy(lines).float().expand(1, 1, 16, 16)
+    model = load(checkpoints / "prior")
+    acquired = Acquisition(y, MaskedFourier(), {"maps": calibrated_maps(y, mask), "mask": mask}, 5.0, (16, 16))
+    expected = model.reconstruct(scaled(model, acquired)[1:3], options={"steps": 3}, draws=1)
+    command = ["reconstruct", str(checkpoints / "prior"), str(checkpoints / "f.h5"), "--noise", "5", "--draws", "1", "--solver-steps", "3"]
+    for out in ("a.npy", "b.npy"):
+        main([*command, "--slices", "1:3", "-o", str(checkpoints / out)])
+        np.testing.assert_allclose(np.load(checkpoints / out), expected.image.array, atol=0.05)
+        with h5py.File(checkpoints / "f.h5", "r+") as file:
+            file.pop("mask", None)
+    assert "the middle 16 of 32 rows" in capsys.readouterr().err
+    np.save(checkpoints / "maps.npy", np.ones((2, 32, 16)))
+    maps = ["--maps", str(checkpoints / "maps.npy")]
+    for extra, said in ((["--slices", "1:4"], "within 0:3"), (maps, "do not fit k-space of shape (2, 16, 16)")):
+        with pytest.raises(SystemExit):
+            main([*command, *extra, "-o", str(checkpoints / "c.npy")])
+        assert said in capsys.readouterr().err
+
+
 def test_larger_voxels_come_back_on_the_finer_grid(checkpoints, capsys):
     coarse = Volume(np.full((1, 8, 8, 3), 100, np.float32), np.diag([2.0, 2.0, 2.0, 1.0]))
     coarse.save(checkpoints / "coarse.nii.gz")
@@ -285,7 +317,7 @@ def test_the_command_says_what_it_needs(checkpoints, capsys):
     prior_, image = str(checkpoints / "prior"), str(checkpoints / "t1.nii.gz")
     for arguments, said in (
         ([image], "a measurement needs --noise"),
-        ([image, "--noise", "1"], "k-space is a complex .npy; to measure an image pass --simulate"),
+        ([image, "--noise", "1"], "k-space is a complex .npy, or fastMRI's .h5; to measure an image pass --simulate"),
         ([image, "--noise", "1", "--operator", "inpaint"], "needs --mask"),
         ([image, "--noise", "1", "--operator", "downsample"], "needs --factors"),
         ([image, "--noise", "1", "--operator", "radon"], "no operator 'radon'"),

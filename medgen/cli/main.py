@@ -85,7 +85,7 @@ def _reconstruct(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "input",
         metavar="INPUT",
-        help="k-space (complex .npy, zero frequency at N // 2, orthonormal), a measured image, or with --simulate an image",
+        help="k-space (complex .npy, zero frequency at N // 2, orthonormal; fastMRI .h5), a measured image, or with --simulate an image",
     )
     parser.add_argument(
         "-o", "--output", required=True, help="file to write: .nii.gz, .nii, .tif, .npy, .png, .dcm; beside it _std, _view, .json"
@@ -102,7 +102,7 @@ def _reconstruct(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--mask", help="file: the lines or grid of sampled k-space (.npy; default: where it is not zero), or what is known of the image"
     )
-    parser.add_argument("--maps", help="file: coil sensitivities, complex .npy")
+    parser.add_argument("--maps", help="file: coil sensitivities, complex .npy (default for .h5: estimated)")
     parser.add_argument("--factors", type=_positive, nargs="+", help="downsample: voxels per cell along each axis")
     parser.add_argument("--pattern", choices=("equispaced", "random"), help="lines that --simulate measures (default equispaced)")
     parser.add_argument("--acceleration", type=_positive, help="one line in so many (default 4)")

@@ -20,13 +20,15 @@ from medgen.core.geometry import reoriented
 from medgen.core.operator import Operator, Sampling
 from medgen.core.volume import WRITERS, Volume, writable
 from medgen.data.checks import opened
+from medgen.data.formats.kspace import FORMAT as KSPACE
+from medgen.data.formats.kspace import read_kspace, without_oversampling
 from medgen.inference import Acquisition, Pretrained, Reconstructed
 from medgen.inference.reconstruction import rows_of, scaled, slice_axis
 from medgen.metrics.pixel import psnr
 from medgen.operators.downsample import Downsample
 from medgen.operators.identity import Identity
 from medgen.operators.inpaint import Inpaint
-from medgen.operators.mri import MaskedFourier
+from medgen.operators.mri import MaskedFourier, calibrated_maps
 from medgen.operators.sampling import Lines, usual
 
 OPERATORS = ("fourier", "inpaint", "downsample", "identity")
@@ -140,10 +142,12 @@ def refined(volume: Volume, factors: Sequence[int], axis: int | None) -> Volume:
 
 
 def kspace(model: Pretrained, options: argparse.Namespace) -> Acquisition:
-    """Complex .npy: (*S) or (slices, *S), with --maps (coils, *S) or (slices, coils, *S); zero frequency in the centre."""
+    """fastMRI's .h5, or complex .npy: (*S) or (slices, *S), with --maps (coils, *S) or (slices, coils, *S); its origin in the centre."""
+    if options.input.lower().endswith(KSPACE.endings):
+        return fastmri(model, options)
     if not options.input.endswith(".npy"):
         remedy = "to measure an image pass --simulate; for a measured image --operator inpaint, downsample or identity"
-        raise MedgenError(f"{options.input}: k-space is a complex .npy; {remedy}")
+        raise MedgenError(f"{options.input}: k-space is a complex .npy, or fastMRI's .h5; {remedy}")
     y, dims = _array(options.input), model.contract.spatial_dims
     if not np.iscomplexobj(y):
         raise MedgenError(f"{options.input}: k-space is complex and this array is {y.dtype}; to measure an image pass --simulate")
@@ -158,18 +162,43 @@ def kspace(model: Pretrained, options: argparse.Namespace) -> Acquisition:
         print(f"{options.input}: {len(y)} slices" + (" (for coils pass --maps)" if maps is None else ""), file=sys.stderr)
     y = torch.from_numpy(y.astype(np.complex64)).reshape(-1 if y.ndim > expected else 1, *y.shape[-expected:])
     y = y if maps is not None else y[:, None]
-    state: dict[str, Tensor] = {}
-    if maps is not None:
-        if maps.ndim not in (expected, expected + 1):
-            raise MedgenError(
-                f"{options.maps}: maps of shape {tuple(maps.shape)}; expected coils and the grid, with or without a slice axis"
-            )
-        if tuple(maps.shape[-dims:]) != tuple(y.shape[-dims:]) or maps.shape[-dims - 1] != y.shape[1]:
-            raise MedgenError(f"{options.maps}: maps of shape {tuple(maps.shape)} do not fit k-space of shape {tuple(y.shape[1:])}")
-        state["maps"] = maps.reshape(-1, *maps.shape[-expected:])
+    state: dict[str, Tensor] = {} if maps is None else {"maps": _fitting(options.maps, maps, y)}
     mask = (y != 0).any(1, keepdim=True) if options.mask is None else _sampled(options.mask, tuple(y.shape[-dims:]), len(y))
     state["mask"] = mask.float()
     return Acquisition(y, MaskedFourier(), state, options.noise, tuple(y.shape[2:]))
+
+
+def fastmri(model: Pretrained, options: argparse.Namespace) -> Acquisition:
+    """All slices of a fastMRI file, without the oversampling of the readout, its mask (or where it is not zero), maps of its coils."""
+    measured = read_kspace(options.input)
+    slices, coils, height, _ = measured.shape
+    if model.contract.spatial_dims != 2:
+        raise MedgenError(f"{options.input}: holds 2D k-space of {slices} slices and the model makes volumes; take a model of slices")
+    y, lines = measured.array, measured.mask if options.mask is None else None
+    rows = min(measured.header.get("recon_size", (height,))[0], height)
+    if rows < height and (lines is None or lines.ndim == 1):
+        y = np.stack([without_oversampling(one, rows) for one in y])
+        print(f"{options.input}: the middle {rows} of {height} rows, without the oversampling of the readout", file=sys.stderr)
+    y = torch.from_numpy(y)
+    grid = tuple(y.shape[2:])
+    mask = _sampled(options.mask, grid, slices) if lines is None else torch.from_numpy(lines).expand(*lines.shape[:-2], *grid)
+    mask = mask.reshape(-1, 1, *grid).float()
+    if options.maps is None:
+        maps = calibrated_maps(y * mask, mask)
+        print(f"{options.input}: {slices} slices, {coils} coils; maps estimated from the centre of k-space", file=sys.stderr)
+    else:
+        maps = _fitting(options.maps, torch.from_numpy(_array(options.maps).astype(np.complex64)), y)
+    return Acquisition(y, MaskedFourier(), {"maps": maps, "mask": mask}, options.noise, grid)
+
+
+def _fitting(path: str, maps: Tensor, y: Tensor) -> Tensor:
+    """(1 or slices, coils, *S) maps for y (slices, coils, *S)."""
+    dims = y.ndim - 2
+    if maps.ndim not in (dims + 1, dims + 2):
+        raise MedgenError(f"{path}: maps of shape {tuple(maps.shape)}; expected coils and the grid, with or without a slice axis")
+    if tuple(maps.shape[-dims:]) != tuple(y.shape[-dims:]) or maps.shape[-dims - 1] != y.shape[1]:
+        raise MedgenError(f"{path}: maps of shape {tuple(maps.shape)} do not fit k-space of shape {tuple(y.shape[1:])}")
+    return maps.reshape(-1, *maps.shape[-dims - 1 :])
 
 
 def chosen_slices(acquired: Acquisition, text: str | None) -> Acquisition:

@@ -196,10 +196,14 @@ class Slide:
         starts = [n * f for n, f in zip((y, x), grid.factor, strict=True)]
         if all(abs(f - 1) <= _SAME for f in grid.factor):
             return self._pixels(grid.level, round(starts[0]), round(starts[1]), height, width)
-        margins = [math.ceil(max(f, 1.0)) + 1 for f in grid.factor]  # of the filter
-        first = [math.floor(s) - m for s, m in zip(starts, margins, strict=True)]
         ends = [s + n * f for s, n, f in zip(starts, (height, width), grid.factor, strict=True)]
-        last = [math.ceil(e) + m for e, m in zip(ends, margins, strict=True)]
+        first, last = [], []
+        for start, end, factor, limit in zip(starts, ends, grid.factor, self.levels[grid.level].shape, strict=True):
+            margin, inside = math.ceil(max(factor, 1.0)) + 1, start >= 0 and end <= limit + _SAME
+            # the filter's foot is on the slide where the region is, so that white from beside it does not bleed in
+            first.append(max(math.floor(start) - margin, 0 if inside else -(2**40)))
+            last.append(min(math.ceil(end - _SAME) + margin, limit if inside else 2**40))
+        ends = [min(end, stop) for end, stop in zip(ends, last, strict=True)]
         pixels = self._pixels(grid.level, first[0], first[1], last[0] - first[0], last[1] - first[1])
         box = (starts[1] - first[1], starts[0] - first[0], ends[1] - first[1], ends[0] - first[0])
         from PIL import Image
@@ -212,6 +216,7 @@ class Slide:
         from PIL import Image
 
         down = self.levels[level].downsample
+        check_size(self.path, Header((height, width), 4, np.dtype(np.uint8)))
         with self._told() as handle:
             image = handle.read_region((round(x * down), round(y * down)), level, (width, height))
         if image.getextrema()[3][0] < 255:
@@ -228,7 +233,9 @@ class Slide:
             yield self._opened
         except openslide.OpenSlideUnsupportedFormatError as error:
             raise MedgenError(f"{self.path}: no whole-slide image that OpenSlide knows; expected one of tiles, such as SVS") from error
-        except (openslide.OpenSlideError, OSError, ValueError) as error:
+        except MemoryError:
+            raise
+        except Exception as error:  # the decoders of damaged files raise everything that there is
             self._opened = None
             raise MedgenError(f"{self.path}: a damaged or truncated slide ({error}); copy or export it again") from error
 
@@ -290,7 +297,7 @@ def _covered(mask: np.ndarray, full: tuple[int, int], ys: np.ndarray, xs: np.nda
         return np.take(table, low, axis) * (1 - weight) + np.take(table, low + 1, axis) * weight
 
     strips = at(ys + size, 0, total) - at(ys, 0, total)
-    return (at(xs + size, 1, strips) - at(xs, 1, strips)) / (size * scale[0] * size * scale[1])
+    return np.clip((at(xs + size, 1, strips) - at(xs, 1, strips)) / (size * scale[0] * size * scale[1]), 0, 1)
 
 
 @lru_cache(maxsize=16)

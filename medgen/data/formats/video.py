@@ -202,9 +202,9 @@ def _container(path: Path) -> Iterator[tuple[Any, Any]]:
             stream = container.streams.video[0]
             stream.codec_context.thread_count = 1  # loader workers are the parallelism
             yield container, stream
-    except MedgenError:
+    except (MedgenError, MemoryError):
         raise
-    except (av.error.FFmpegError, OSError, ValueError, IndexError, OverflowError, ArithmeticError, RuntimeError) as error:
+    except Exception as error:  # the decoders of damaged files raise everything that there is
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise MedgenError(f"{path}: a damaged or truncated video ({first}); copy or export it again") from error
 
