@@ -38,5 +38,5 @@ def _checked(options: argparse.Namespace) -> tuple[list[Path], Pretrained]:
         raise MedgenError(f"{taken[0]} exists; choose another folder or pass --overwrite")
     model = pretrained(options)
     if options.format == "nii" and model.contract.spacing is None:
-        raise MedgenError("this model makes pictures without geometry, which a NIfTI needs; pass --format png, npy or dicom")
+        raise MedgenError("this model makes pictures without geometry, which a NIfTI needs; pass --format png or npy, or dicom")
     return paths, model
