@@ -42,8 +42,13 @@ class Rule:
             stored = self.mirror - stored.astype(np.int64)
         slope, intercept = frame.slope * self.factor, frame.intercept * self.factor
         if self.dtype.kind in "iu":  # the slope is 1
-            ends = np.iinfo(self.dtype)
-            return np.clip(stored.astype(np.int64) + int(intercept), ends.min, ends.max).astype(self.dtype)
+            if intercept == 0 and np.can_cast(stored.dtype, self.dtype):
+                return stored.astype(self.dtype, copy=False)
+            ends, wide = np.iinfo(self.dtype), np.int32 if stored.dtype.itemsize <= 2 and abs(intercept) < 2**30 else np.int64
+            shifted = stored.astype(wide) + wide(intercept)
+            if shifted.min() < ends.min or shifted.max() > ends.max:
+                shifted = np.clip(shifted, ends.min, ends.max)
+            return shifted.astype(self.dtype)
         return (stored.astype(np.float64) * slope + intercept).astype(self.dtype)
 
     def padded(self, stored: np.ndarray) -> np.ndarray | None:
