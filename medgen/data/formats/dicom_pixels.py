@@ -42,8 +42,13 @@ class Rule:
             stored = self.mirror - stored.astype(np.int64)
         slope, intercept = frame.slope * self.factor, frame.intercept * self.factor
         if self.dtype.kind in "iu":  # the slope is 1
-            ends = np.iinfo(self.dtype)
-            return np.clip(stored.astype(np.int64) + int(intercept), ends.min, ends.max).astype(self.dtype)
+            if intercept == 0 and np.can_cast(stored.dtype, self.dtype):
+                return stored.astype(self.dtype, copy=False)
+            ends, wide = np.iinfo(self.dtype), np.int32 if stored.dtype.itemsize <= 2 and abs(intercept) < 2**30 else np.int64
+            shifted = stored.astype(wide) + wide(intercept)
+            if shifted.min() < ends.min or shifted.max() > ends.max:
+                shifted = np.clip(shifted, ends.min, ends.max)
+            return shifted.astype(self.dtype)
         return (stored.astype(np.float64) * slope + intercept).astype(self.dtype)
 
     def padded(self, stored: np.ndarray) -> np.ndarray | None:
@@ -98,24 +103,30 @@ def stored_planes(image: Image, indices: Sequence[int]) -> Iterator[np.ndarray]:
         MedgenError: a compressed image of another size than its header says, no decoder for its compression.
         Exception: whatever a decoder raises on a damaged file.
     """
-    with quiet():
-        from pydicom.pixels import iter_pixels
+    from pydicom.pixels import iter_pixels
 
-        whole = dataset(image.path, pixels=True)
-        _complete(whole, image)
-        options: dict[str, Any] = {}
-        high, bits, allocated = (int(image.get(name, 0)) for name in ("HighBit", "BitsStored", "BitsAllocated"))
-        shifted = bits and high != bits - 1 and high < allocated and not whole.file_meta.TransferSyntaxUID.is_compressed
-        if shifted:  # pydicom takes the bits from the lowest one on
-            options["bits_stored"] = allocated
+    whole = dataset(image.path, pixels=True)
+    _complete(whole, image)
+    syntax = whole.file_meta.TransferSyntaxUID
+    options: dict[str, Any] = {}
+    high, bits, allocated = (int(image.get(name, 0)) for name in ("HighBit", "BitsStored", "BitsAllocated"))
+    shifted = bits and high != bits - 1 and high < allocated and not syntax.is_compressed
+    if shifted:  # pydicom takes the bits from the lowest one on
+        options["bits_stored"] = allocated
+    planes = iter_pixels(whole, indices=list(indices), **options)
+    while True:
         try:
-            for plane in iter_pixels(whole, indices=list(indices), **options):
-                yield _coloured(_shifted(plane, image, high, bits) if shifted else plane, whole, image)
+            with quiet():  # not around the yield: what is quiet here must not be so for the caller
+                plane = next(planes, None)
+                if plane is not None:
+                    plane = _coloured(_shifted(plane, image, high, bits) if shifted else plane, whole, image)
         except (RuntimeError, NotImplementedError) as error:
-            name = whole.file_meta.TransferSyntaxUID.name
-            if "missing dependencies" in str(error):
-                raise MedgenError(f"{image.path}: no decoder for {name} is installed; run: pip install 'medgen[dicom]'") from error
-            raise
+            if "missing dependencies" not in str(error):
+                raise
+            raise MedgenError(f"{image.path}: no decoder for {syntax.name} is installed; run: pip install 'medgen[dicom]'") from error
+        if plane is None:
+            return
+        yield plane
 
 
 def _complete(whole: Any, image: Image) -> None:

@@ -17,7 +17,7 @@ from medgen.data.formats.dicom_files import Frame
 from medgen.data.formats.dicom_tags import key_rank, key_title
 
 _LPS = np.diag([-1.0, -1.0, 1.0])
-SAME = 0.01  # mm: two positions that are one
+SAME = 1e-3  # mm: two positions that are one
 _TOLD, _WRONG = 0.02, 0.1  # share of the slice distance by which a slice may lie off an even grid
 _TILT = 0.1  # degrees
 _TIMES = ("AcquisitionTime", "TriggerTime", "NominalCardiacTriggerDelayTime", "FrameReferenceTime")
