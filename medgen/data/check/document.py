@@ -125,4 +125,9 @@ def _ranges(values: Sequence[tuple[float, ...]]) -> dict[str, Any] | None:
         return None
     rounded = [tuple(round(float(v), 4) for v in value) for value in values]
     common = Counter(rounded).most_common(1)[0][0]
-    return {"least": np.min(rounded, 0).tolist(), "greatest": np.max(rounded, 0).tolist(), "common": list(common), "different": len(set(rounded))}
+    return {
+        "least": np.min(rounded, 0).tolist(),
+        "greatest": np.max(rounded, 0).tolist(),
+        "common": list(common),
+        "different": len(set(rounded)),
+    }

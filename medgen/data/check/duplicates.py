@@ -91,9 +91,21 @@ def _by_place(data: Data, groups: list[list[tuple[int, str]]], what: str, exact:
         kinds.setdefault(kind, []).append(group)
     code = "duplicate" if exact else "near-duplicate"
     told = {
-        "splits": (ERROR if exact else WARNING, "in more than one split", "the test is known from training: keep one copy, or give the copies one subject name and split again"),
-        "subjects": (WARNING, "under different subjects", "one patient under two names, or a file copied by mistake: give them one subject name, or keep one"),
-        "rows": (WARNING if exact else NOTE, "in several rows of a subject", "keep one, or it counts more than once" if exact else "repeated scans or neighbouring slices are fine"),
+        "splits": (
+            ERROR if exact else WARNING,
+            "in more than one split",
+            "the test is known from training: keep one copy, or give the copies one subject name and split again",
+        ),
+        "subjects": (
+            WARNING,
+            "under different subjects",
+            "one patient under two names, or a file copied by mistake: give them one subject name, or keep one",
+        ),
+        "rows": (
+            WARNING if exact else NOTE,
+            "in several rows of a subject",
+            "keep one, or it counts more than once" if exact else "repeated scans or neighbouring slices are fine",
+        ),
     }
     for kind, (severity, where, remedy) in told.items():
         if kind in kinds:
@@ -102,15 +114,20 @@ def _by_place(data: Data, groups: list[list[tuple[int, str]]], what: str, exact:
             names = tuple(dict.fromkeys(name for group in some for _, name in group))
             pair = f"{_named(data, some[0][0])} and {_named(data, some[0][1])}"
             found = f"{what} {where}: {counted(len(some), 'case')} ({len(set(rows))} rows), such as {pair}"
-            yield _finding(data, severity, f"{code}-across-{kind}" if kind != "rows" else f"{code}-in-subject", found, remedy, some, rows, names)
+            yield _finding(
+                data, severity, f"{code}-across-{kind}" if kind != "rows" else f"{code}-in-subject", found, remedy, some, rows, names
+            )
 
 
 def _named(data: Data, place: tuple[int, str]) -> str:
     row = data.manifest.rows[place[0]]
-    return f"{row['subject']} ({row['split']}, {row[place[1]].rpartition('/')[2] if '#' not in row[place[1]] else row[place[1]].rpartition('#')[2]})"
+    cell = row[place[1]]
+    return f"{row['subject']} ({row['split']}, {cell.rpartition('#' if '#' in cell else '/')[2]})"
 
 
-def _finding(data: Data, severity: str, code: str, found: str, remedy: str, groups: list, rows: list[int], names: tuple[str, ...]) -> Finding:
+def _finding(
+    data: Data, severity: str, code: str, found: str, remedy: str, groups: list, rows: list[int], names: tuple[str, ...]
+) -> Finding:
     subjects = tuple(dict.fromkeys(map(data.subject, rows)))
     shown = tuple(place for group in groups[:2] for place in group[:2])[:SHOWN]
     return Finding(severity, code, found, remedy, names, subjects, shown)

@@ -59,7 +59,10 @@ class Tree:
     @cached_property
     def images(self) -> tuple[str, ...]:
         """The files whose ending a format takes."""
-        return tuple(file for file in self.files if ending(file))
+        found = [file for file in self.files if ending(file)]
+        headers = {file.removesuffix(".gz")[:-4] for file in found if file.lower().removesuffix(".gz").endswith(".hdr")}
+        voxels = (".img", ".img.gz")  # the other half of an .hdr
+        return tuple(f for f in found if not (f.lower().endswith(voxels) and f.removesuffix(".gz")[:-4] in headers))
 
     @cached_property
     def folders(self) -> dict[str, list[str]]:
@@ -72,7 +75,7 @@ class Tree:
 
 @dataclass(frozen=True)
 class Match:
-    """How sure a layout is of a folder: 3 it has a file that only this layout has, 2 names fit, 1 the shape of the tree fits, 0 last resort."""
+    """How sure a layout is: 3 there is a file that only it has, 2 names fit, 1 the shape of the tree fits, 0 last resort."""
 
     certainty: int
     reason: str
@@ -109,7 +112,9 @@ class Table:
             for row in self.rows:
                 row.setdefault(name, "")
             if without and column.kind in ("image", "kspace", "labels"):
-                self.notes.append(f"{name} is missing in {len(without)} of {len(self.rows)} rows ({shortened(without)}): their cells are empty")
+                self.notes.append(
+                    f"{name} is missing in {len(without)} of {len(self.rows)} rows ({shortened(without)}): their cells are empty"
+                )
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from medgen.data.columns import Column, by_name, safe
+from medgen.data.columns import Column, by_name, channel, safe
 from medgen.data.scan.layout import Layout, Match, Table, Tree, ending, stem
 
-_NAME = re.compile(r"sub-(?P<subject>[A-Za-z0-9]+)(?:_ses-(?P<session>[A-Za-z0-9]+))?(?P<entities>(?:_[a-zA-Z]+-[^_]+)*)_(?P<suffix>[A-Za-z0-9]+)")
+_NAME = re.compile(
+    r"sub-(?P<subject>[A-Za-z0-9]+)(?:_ses-(?P<session>[A-Za-z0-9]+))?(?P<entities>(?:_[a-zA-Z]+-[^_]+)*)_(?P<suffix>[A-Za-z0-9]+)"
+)
 _MASKS = ("mask", "dseg", "probseg", "roi")
 
 
@@ -90,7 +92,7 @@ def _telling(images: list[_Image]) -> dict[str, list[str]]:
 
 def _column(image: _Image, keys: list[str]) -> str:
     told = [f"{key}_{value}" for key, value in image.entities if key in keys]
-    return safe("_".join([image.suffix, *told]))
+    return channel("_".join([image.suffix, *told]))
 
 
 def _participants(root: Path, table: Table) -> None:

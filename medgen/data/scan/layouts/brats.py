@@ -48,7 +48,9 @@ def read(tree: Tree) -> Table:
     table.rows = [rows[case] for case in sorted(rows)]
     for name in dict.fromkeys(_OLD.values()):
         if any(name in row for row in table.rows):
-            table.columns[name] = Column("labels", about="1 necrosis, 2 oedema, 3 or 4 enhancing") if name == "seg" else Column("image", "MR")
+            table.columns[name] = (
+                Column("labels", about="1 necrosis, 2 oedema, 3 or 4 enhancing") if name == "seg" else Column("image", "MR")
+            )
     if any("session" in row for row in table.rows):
         table.columns["session"] = Column("text")
         _note(table, "the last number of a case is its time point: all time points of a patient are one subject")

@@ -15,7 +15,9 @@ def fits(tree: Tree) -> Match | None:
     names = _classes(tree)
     if len(names) < 2 or any(by_name(name).kind == "labels" for name in names):
         return None
-    if len(names) > _MOST or len(tree.images) < _LEAST * len(names) and any(file.lower().endswith((".nii", ".nii.gz")) for file in tree.images):
+    if len(names) > _MOST or (
+        len(tree.images) < _LEAST * len(names) and any(file.lower().endswith((".nii", ".nii.gz")) for file in tree.images)
+    ):
         return None
     return Match(1, f"{len(names)} folders of images, taken as classes: {shortened(names, 6)}")
 

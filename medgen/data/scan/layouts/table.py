@@ -7,7 +7,7 @@ import re
 from pathlib import PurePosixPath
 
 from medgen.core.errors import MedgenError
-from medgen.data.columns import Column, by_name, safe, sidecar
+from medgen.data.columns import by_name, safe, sidecar
 from medgen.data.manifest import Manifest
 from medgen.data.scan.layout import SPLITS, Layout, Match, Table, Tree, parent, shortened, stem
 
@@ -28,7 +28,9 @@ def fits(tree: Tree) -> Match | None:
 def read(tree: Tree) -> Table:
     found = _tables(tree)
     if len(found) > 1:
-        raise MedgenError(f"{tree.root}: several tables list files ({', '.join(name for name, _, _ in found)}); scan a folder with one of them")
+        raise MedgenError(
+            f"{tree.root}: several tables list files ({', '.join(name for name, _, _ in found)}); scan a folder with one of them"
+        )
     name, lines, paths = found[0]
     here, header = parent(name), list(lines[0])
     subject = next((c for c in header if _SUBJECT.fullmatch(c)), None)
@@ -41,7 +43,9 @@ def read(tree: Tree) -> Table:
         absent = [file for file in files.values() if file and file not in tree.files]
         row = {"subject": line[subject] if subject else stem(next(iter(files.values()))), **files}
         if absent or not row["subject"]:
-            table.left_out[absent[0] if absent else next(iter(files.values()))] = f"{name} lists it, and there is no such file" if absent else "no subject"
+            table.left_out[absent[0] if absent else next(iter(files.values()))] = (
+                f"{name} lists it, and there is no such file" if absent else "no subject"
+            )
             continue
         table.rows.append({**row, **({"split": SPLITS[line[split].lower()]} if split else {}), **{names[c]: line[c] for c in others}})
     if not table.rows:
@@ -72,7 +76,10 @@ def _lines(tree: Tree, name: str) -> list[dict[str, str]]:
         with (tree.root / name).open(newline="", encoding="utf-8-sig") as file:
             delimiter = "\t" if name.lower().endswith(".tsv") else csv.Sniffer().sniff(file.readline() or ",", ",;\t").delimiter
             file.seek(0)
-            lines = [{(k or "").strip(): (v or "").strip() for k, v in line.items() if isinstance(v, str)} for line in csv.DictReader(file, delimiter=delimiter)]
+            lines = [
+                {(k or "").strip(): (v or "").strip() for k, v in line.items() if isinstance(v, str)}
+                for line in csv.DictReader(file, delimiter=delimiter)
+            ]
     except (UnicodeDecodeError, csv.Error):
         return []
     return [line for line in lines if any(line.values()) and len(line) == len(lines[0])]
