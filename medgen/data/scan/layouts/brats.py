@@ -20,7 +20,7 @@ def fits(tree: Tree) -> Match | None:
     kinds = {_contrast(match) for match in matches}
     if len(kinds & {"t1", "t1ce", "t2", "flair"}) < 3 or "t1ce" not in kinds:
         return None
-    return Match(2, f"a folder per subject with files *_t1ce or *-t1c and {len(kinds) - 1} other kinds ({', '.join(sorted(kinds))})")
+    return Match(3, f"a folder per subject with files *_t1ce or *-t1c and {len(kinds) - 1} other kinds ({', '.join(sorted(kinds))})")
 
 
 def read(tree: Tree) -> Table:

@@ -23,6 +23,8 @@ def fits(tree: Tree) -> Match | None:
     reason = f"folders {', '.join(channels)} with {len(shared)} file names in common"
     kinds = [by_name(name) for name in channels]
     masks = [kind.kind == "labels" for kind in kinds]
+    if not any(masks) and all(key.isdigit() for key in shared):
+        return None  # numbers recur by chance
     named = any(masks) or all(kind.modality or _GENERIC.fullmatch(name) for kind, name in zip(kinds, channels, strict=True))
     return Match(2 if named and not all(masks) else 1, reason)
 
