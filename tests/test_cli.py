@@ -196,7 +196,7 @@ def test_pictures_have_no_nifti(tmp_path, capsys):
     task = {"_target_": "medgen.tasks.synthesis.Synthesis", "target": ["xray"], "metric": METRIC}
     grey = {"name": "unit_range", "low": 0.0, "high": 255.0, "typical": {"low": 0.0, "high": 255.0}}
     folder = stored(tmp_path / "xray", model, task, Contract(2, (16, 12), ("xray",), intensity={"xray": grey}))
-    assert "pass --format png or npy" in refused(capsys, "generate", folder, "-o", tmp_path / "out")
+    assert "pass --format png, npy, tif or dicom" in refused(capsys, "generate", folder, "-o", tmp_path / "out")
     main(["generate", str(folder), "-n", "1", "-o", str(tmp_path / "out"), "--format", "png"])
     with Image.open(tmp_path / "out" / "sample_000.png") as picture:
         assert picture.size == (12, 16)
@@ -233,7 +233,7 @@ def test_translate_refuses(translator, generator, tmp_path, capsys):
         "NaN or infinite": [translator, tmp_path / "nan.nii.gz", "-o", out],
         "no geometry": [translator, tmp_path / "picture.png", "-o", out],
         "cannot read files ending in": [translator, tmp_path / "file", "-o", out],
-        "must end in one of": [translator, source, "-o", tmp_path / "t2.dcm"],
+        "must end in one of": [translator, source, "-o", tmp_path / "t2.xyz"],
         "is a folder": [translator, source, "-o", tmp_path / "folder.nii"],
         "cannot make the folder": [translator, source, "-o", tmp_path / "file" / "t2.nii"],
         "takes the channels t1, got flair": [translator, f"flair={source}", "-o", out],

@@ -14,6 +14,7 @@ from medgen.core.volume import Volume
 from medgen.data.columns import Column, coded, read_columns
 from medgen.data.files import FileData
 from medgen.data.manifest import Manifest
+from medgen.data.readers import read
 from medgen.data.scan.scanner import layouts, scan
 from medgen.data.scan.writing import write
 
@@ -44,13 +45,14 @@ def cells(found, *names: str) -> list[tuple[str, ...]]:
 
 def test_bids_with_sessions_entities_and_participants(tmp_path):
     (tmp_path / "dataset_description.json").write_text('{"Name": "x"}')
+    brain = "derivatives/fsl/sub-02/ses-1/anat/sub-02_ses-1_desc-brain_T1w.nii.gz"
     for session in ("1", "2"):
         volume(tmp_path / f"sub-01/ses-{session}/anat/sub-01_ses-{session}_T1w.nii.gz")
     volume(tmp_path / "sub-02/ses-1/anat/sub-02_ses-1_run-1_T1w.nii.gz")
     volume(tmp_path / "sub-02/ses-1/anat/sub-02_ses-1_run-2_T1w.nii.gz")
     volume(tmp_path / "sub-02/ses-1/anat/sub-02_ses-1_acq-fat_FLAIR.nii.gz")
     volume(tmp_path / "derivatives/manual/sub-02/ses-1/anat/sub-02_ses-1_desc-lesion_mask.nii.gz")
-    volume(tmp_path / "derivatives/fsl/sub-02/ses-1/anat/sub-02_ses-1_desc-brain_T1w.nii.gz")
+    volume(tmp_path / brain)
     (tmp_path / "participants.tsv").write_text("participant_id\tage\tsex\tsite\nsub-01\t34\tF\tA\nsub-02\tn/a\tM\tB\n")
     (tmp_path / "participants.json").write_text('{"age": {"Description": "in years"}}')
     found = scan(tmp_path)
@@ -67,9 +69,7 @@ def test_bids_with_sessions_entities_and_participants(tmp_path):
     assert found.table.columns["age"].about == "in years" and found.table.columns["flair"].modality == "MR"
     assert any("T1w occurs more than once" in note and "run" in note for note in found.table.notes)
     assert any("t1w_run_1 is missing in 2 of 3 rows (sub-01)" in note for note in found.table.notes)
-    assert found.left_out == {
-        "derivatives/fsl/sub-02/ses-1/anat/sub-02_ses-1_desc-brain_T1w.nii.gz": "of a derived or source copy; only masks are taken from derivatives"
-    }
+    assert found.left_out == {brain: "of a derived or source copy; only masks are taken from derivatives"}
 
 
 def test_nnunet_raw(tmp_path):
@@ -194,8 +194,6 @@ def test_fastmri_takes_split_from_the_folder_and_patient_from_the_header(tmp_pat
 
 
 def test_a_folder_of_dicom_has_a_row_per_series(tmp_path):
-    series = pytest.importorskip("medgen.data.formats.dicom_series", reason="needs the DICOM reader")
-    assert series
     for patient, uid, place in (("A", "1.2.1", 0), ("A", "1.2.1", 1), ("A", "1.2.2", 0), ("B", "1.2.3", 0)):
         dicom(tmp_path / f"{patient}/{uid}_{place}.dcm", patient, uid, place)
     found = scan(tmp_path)
@@ -203,8 +201,6 @@ def test_a_folder_of_dicom_has_a_row_per_series(tmp_path):
     assert len(found.table.rows) == 3 and found.table.columns["image"] == Column("image", "CT")
     assert any("1 of 2 patients have several series" in note for note in found.table.notes)
     assert not found.left_out
-    from medgen.data.readers import read
-
     assert sorted(read(tmp_path / row["image"]).shape for row in found.table.rows) == [(4, 6, 1), (4, 6, 1), (4, 6, 2)]
 
 
@@ -435,6 +431,7 @@ def test_the_real_sets_are_recognised(shared_data):
         "pneumoniamnist": ("medmnist", 4406, 4406),
         "brain_kspace": ("flat", 1, 1),
         "slide": ("flat", 1, 1),
+        "ct_chest": ("dicom", 34, 59),
     }
     for name, told in expected.items():
         found = scan(shared_data / name)

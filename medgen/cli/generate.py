@@ -12,7 +12,7 @@ from medgen.core.volume import folder_for
 from medgen.inference import Pretrained
 from medgen.training import ranks
 
-ENDINGS = {"nii": ".nii.gz", "png": ".png", "npy": ".npy", "tif": ".tif"}
+ENDINGS = {"nii": ".nii.gz", "png": ".png", "npy": ".npy", "tif": ".tif", "dicom": ".dcm"}
 
 
 @shared
@@ -38,5 +38,5 @@ def _checked(options: argparse.Namespace) -> tuple[list[Path], Pretrained]:
         raise MedgenError(f"{taken[0]} exists; choose another folder or pass --overwrite")
     model = pretrained(options)
     if options.format == "nii" and model.contract.spacing is None:
-        raise MedgenError("this model makes pictures without geometry, which a NIfTI needs; pass --format png or npy")
+        raise MedgenError("this model makes pictures without geometry, which a NIfTI needs; pass --format png, npy, tif or dicom")
     return paths, model

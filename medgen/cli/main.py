@@ -62,7 +62,7 @@ def _generate(parser: argparse.ArgumentParser) -> None:
     _model(parser)
     _output(parser)
     parser.add_argument("-n", type=_positive, default=8, help="how many images (default 8)")
-    parser.add_argument("--format", choices=("nii", "png", "npy", "tif"), default="nii", help="file format (default nii, gzipped)")
+    parser.add_argument("--format", choices=("nii", "png", "npy", "tif", "dicom"), default="nii", help="file format (default nii, gzipped)")
     parser.add_argument("--size", type=_positive, nargs="+", help="another grid than the model's own, such as --size 96 96")
     parser.add_argument("--batch", type=_positive, default=8, help="images made at once (default 8)")
     parser.set_defaults(run=_lazy("generate"))
@@ -71,8 +71,11 @@ def _generate(parser: argparse.ArgumentParser) -> None:
 def _translate(parser: argparse.ArgumentParser) -> None:
     _model(parser)
     parser.add_argument("input", nargs="+", metavar="INPUT", help="a file, or channel=file for each source channel of the model")
-    parser.add_argument("-o", "--output", required=True, help="file to write: .nii.gz, .nii, .tif, .npy or .png")
+    parser.add_argument(
+        "-o", "--output", required=True, help="file to write: .nii.gz, .nii, .tif, .npy, .png, or .dcm (of a volume a folder)"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
+    _patient(parser)
     parser.add_argument("--draws", type=_positive, default=1, help="samples to average (default 1)")
     parser.set_defaults(run=_lazy("translate"))
 
@@ -85,9 +88,10 @@ def _reconstruct(parser: argparse.ArgumentParser) -> None:
         help="k-space (complex .npy, zero frequency at N // 2, orthonormal), a measured image, or with --simulate an image",
     )
     parser.add_argument(
-        "-o", "--output", required=True, help="file to write: .nii.gz, .nii, .tif, .npy, .png; beside it _std, _view, .json"
+        "-o", "--output", required=True, help="file to write: .nii.gz, .nii, .tif, .npy, .png, .dcm; beside it _std, _view, .json"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace existing files")
+    _patient(parser)
     parser.add_argument("--simulate", action="store_true", help="INPUT is an image: measure it first (a retrospective study)")
     parser.add_argument("--operator", help="fourier, inpaint, downsample or identity (default: the model's own, or fourier)")
     parser.add_argument(
@@ -264,6 +268,10 @@ def _model(parser: argparse.ArgumentParser) -> None:
 def _output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", required=True, help="folder to write to")
     parser.add_argument("--overwrite", action="store_true", help="replace existing files")
+
+
+def _patient(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--keep-patient", action="store_true", help=".dcm: keep patient and study of the DICOM series that is the input")
 
 
 def _positive(text: str) -> int:

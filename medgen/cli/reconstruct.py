@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from medgen.cli.loading import pretrained
+from medgen.cli.saving import series_of, write
 from medgen.core.errors import MedgenError, nearest
 from medgen.core.geometry import reoriented
 from medgen.core.operator import Operator, Sampling
@@ -43,11 +44,11 @@ def run(options: argparse.Namespace) -> None:
         print(f"note: images of {acquired.size}, the model was trained on {tuple(model.contract.size)}", file=sys.stderr)
     if acquired.grid is None and paths["image"].name.endswith((".nii", ".nii.gz")):
         raise MedgenError(f"{paths['image'].name}: a NIfTI needs an affine, and this result has no geometry; write .npy or .png")
+    reference = series_of(acquired.grid, paths["image"], options.keep_patient)
     made = model.reconstruct(acquired, options.solver, settings(options), options.draws, options.seed, told)
-    made.image.save(paths["image"], options.overwrite)
-    made.view.save(paths["view"], options.overwrite)
-    if made.std is not None:
-        made.std.save(paths["std"], options.overwrite)
+    results = {"image": made.image, "view": made.view, "std": made.std}
+    for name in (name for name, volume in results.items() if volume is not None):
+        write(results[name], paths[name], options.overwrite, reference, options.keep_patient)
     report = summary(acquired, made, model)
     solver = options.solver if model.task.operator is None else None
     report |= {"solver": solver, "options": settings(options), "seed": options.seed, "draws": len(made.samples)}

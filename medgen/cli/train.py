@@ -87,13 +87,18 @@ def _hydra_main(arguments: list[str]) -> int:
     register_resolvers()
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     statuses: list[int] = []
+    refused: list[MedgenError] = []
 
     def job(config: Any) -> None:
         from hydra.core.hydra_config import HydraConfig
 
         folder = Path(HydraConfig.get().runtime.output_dir)
         config.run = str(folder)
-        statuses.append(new_run(resolved(config), folder))
+        try:
+            statuses.append(new_run(resolved(config), folder))
+        except MedgenError as error:  # Hydra would put all overrides before its one sentence
+            refused.append(error)
+            raise KeyboardInterrupt from error
         if statuses[-1] == INTERRUPTED:
             raise KeyboardInterrupt  # ends a sweep too
 
@@ -102,6 +107,8 @@ def _hydra_main(arguments: list[str]) -> int:
     try:
         hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="train")(job)()
     except KeyboardInterrupt:
+        if refused:
+            raise refused[0] from None
         return INTERRUPTED
     finally:
         sys.argv = before

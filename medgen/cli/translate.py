@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from medgen.cli.loading import given, pretrained
+from medgen.cli.saving import series_of, write
 from medgen.core.errors import MedgenError
 from medgen.core.volume import writable
 
@@ -18,8 +19,9 @@ def run(options: argparse.Namespace) -> None:
     inputs = model.read_sources(sources(options.input))
     if ending.startswith(".nii") and any(volume.affine is None for volume in inputs.values()):
         raise MedgenError(f"{output.name}: a NIfTI needs an affine, and the input has no geometry; write .png or .npy")
+    reference = series_of(next(iter(inputs.values())), output, options.keep_patient)
     volume = model.translate(inputs, options.seed, given(options), options.draws)
-    volume.save(output, options.overwrite)
+    write(volume, output, options.overwrite, reference, options.keep_patient)
     print(f"{output}: {', '.join(model.task.target)}, units {volume.units}, scale {volume.meta['scale']}")
 
 

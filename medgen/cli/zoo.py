@@ -72,24 +72,14 @@ def _list(options: argparse.Namespace) -> None:
     if not rows:
         print("no models; looked in " + ", ".join(map(str, zoo_folders())))
         return
-    from rich.console import Console
-    from rich.table import Column, Table
-
-    table = Table(Column("name", no_wrap=True), "model", "task", "channels", "grid", "data", "MB", "metrics")
+    width = max(len(row["name"]) for row in rows)
     for row in rows:
         channels = " + ".join(row["source"]) + (" -> " if row["source"] else "") + " + ".join(row["target"])
-        numbers = ", ".join(f"{k} {v}" for k, v in row["metrics"].items())
-        table.add_row(
-            row["name"],
-            row["model"],
-            row["task"],
-            channels,
-            " x ".join(map(str, row["size"])),
-            row["data"],
-            f"{row['bytes'] / 1e6:.1f}",
-            numbers,
-        )
-    Console().print(table)
+        grid, size = " x ".join(map(str, row["size"])), f"{row['bytes'] / 1e6:.1f} MB"
+        print(f"{row['name']:<{width}}  {row['task']} of {channels}, {row['model']}, {grid}, {size}")
+        print(f"{'':<{width}}  {row['data']}")
+        for name, value in row["metrics"].items():
+            print(f"{'':<{width}}  {name}: {value}")
 
 
 def _show(options: argparse.Namespace) -> None:

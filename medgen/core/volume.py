@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
@@ -56,7 +58,7 @@ class Volume:
         return replace(self, array=array, **changes)
 
     def save(self, path: str | Path, overwrite: bool = False) -> Path:
-        """Write `.nii`, `.nii.gz`, `.tif`, `.npy` or `.png` by the file's ending.
+        """Write `.nii`, `.nii.gz`, `.tif`, `.npy`, `.png` or `.dcm` (of a volume a folder with one file per slice) by the file's ending.
 
         NIfTI keeps affine, units and planes, TIFF (OME) these and the spacing for other programs; npy keeps the array alone. A PNG keeps
         the values of a plain picture of 8 or 16 bits; of anything else it is an 8-bit view, which the file says of itself.
@@ -67,15 +69,44 @@ class Volume:
         """
         path = Path(path)
         ending = writable(path, overwrite)
-        partial = path.with_name(f".{path.name}.partial{ending}")
-        try:
-            WRITERS[ending](self, partial)
-            os.replace(partial, path)
-        except OSError as error:
-            raise MedgenError(f"cannot write {path}: {error.strerror or error}") from error
-        finally:
-            partial.unlink(missing_ok=True)
-        return path
+        return placed(path, ending, lambda partial: WRITERS[ending](self, partial))
+
+    def save_dicom(
+        self, path: str | Path, reference: str | Path | None = None, keep_patient: bool = False, overwrite: bool = False
+    ) -> Path:
+        """Write a derived series beside its `reference`: see `medgen.core.dicom.save_dicom`."""
+        from medgen.core.dicom import save_dicom
+
+        return save_dicom(self, path, reference, keep_patient, overwrite)
+
+
+def placed(path: Path, ending: str, write: Callable[[Path], None]) -> Path:
+    """What `write` makes, a file or a folder, under its name once it is complete.
+
+    Raises:
+        MedgenError: the place cannot be written.
+    """
+    partial, old = path.with_name(f".{path.name}.partial{ending}"), path.with_name(f".{path.name}.old")
+    try:
+        _removed(partial)
+        write(partial)
+        if path.is_dir() or (partial.is_dir() and path.exists()):
+            _removed(old)
+            os.replace(path, old)
+        os.replace(partial, path)
+        _removed(old)
+    except OSError as error:
+        raise MedgenError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        _removed(partial)
+    return path
+
+
+def _removed(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def writable(path: Path, overwrite: bool = False) -> str:
@@ -88,8 +119,10 @@ def writable(path: Path, overwrite: bool = False) -> str:
     if ending is None:
         raise MedgenError(f"cannot write {path.name}: the file must end in one of {', '.join(WRITERS)}")
     folder_for(path.parent)
-    if path.is_dir():
+    if path.is_dir() and ending != ".dcm":
         raise MedgenError(f"{path} is a folder; choose a file name")
+    if path.is_dir() and any(inside.is_dir() or inside.suffix.lower() != ".dcm" for inside in path.iterdir()):
+        raise MedgenError(f"{path} is a folder with more than a DICOM series in it; choose another name")
     if path.exists() and not overwrite:
         raise MedgenError(f"{path} exists; choose another name or pass overwrite=True (--overwrite)")
     return ending
@@ -150,6 +183,12 @@ def _write_npy(volume: Volume, path: Path) -> None:
     np.save(path, volume.array)
 
 
+def _write_dicom(volume: Volume, path: Path) -> None:
+    from medgen.core.dicom import write
+
+    write(volume, path)
+
+
 def _write_png(volume: Volume, path: Path) -> None:
     from medgen.core.picture import VIEW, exact, picture
 
@@ -190,4 +229,5 @@ WRITERS = {
     ".png": _write_png,
     ".tif": _write_tiff,
     ".tiff": _write_tiff,
+    ".dcm": _write_dicom,
 }

@@ -17,7 +17,9 @@ from __future__ import annotations
 import zipfile
 from collections import OrderedDict
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -26,15 +28,14 @@ from medgen.core.errors import MedgenError, nearest
 from medgen.core.volume import Volume
 from medgen.data.formats.format import Format, Header, check_size, read_limit
 
-_CHUNK = 1 << 24
+_CHUNK = 1 << 20
 _SHARE = 8  # unpacked arrays are kept up to this part of what one image may take
 
 
 def header(path: Path, part: str | None) -> Header:
     array, axis = _chosen(path, part)
     if array.dtype.kind == "c":
-        volume = _complex(path, array)
-        return Header(volume.shape, len(volume.array), volume.array.dtype, volume.affine, volume.units, dict(volume.meta))
+        return Header(_kspace(path, array).image_shape(array.shape), 1, np.dtype(np.float32))
     shape = array.shape if axis is None else tuple(n for i, n in enumerate(array.shape) if i != axis)
     return Header(shape, 1 if axis is None else array.shape[axis], array.dtype.newbyteorder("="))
 
@@ -42,14 +43,17 @@ def header(path: Path, part: str | None) -> Header:
 def read(path: Path, part: str | None) -> Volume:
     array, axis = _chosen(path, part)
     if array.dtype.kind == "c":
-        return _complex(path, array)
+        check_size(path, Header(array.shape, 1, array.dtype))
+        return Volume(_kspace(path, array).image_of(array))
     array = array[None] if axis is None else np.moveaxis(array, axis, 0)
     return Volume(np.array(array, array.dtype.newbyteorder("="), order="C"))
 
 
 def section(path: Path, part: str | None, axis: int, index: int) -> Volume:
-    """One slice or one channel; of a .npy the rest of the file is not read."""
+    """One slice or one channel; of a .npy of real numbers the rest of the file is not read."""
     array, channels = _chosen(path, part)
+    if array.dtype.kind == "c":
+        array, channels = read(path, part).array, 0
     array = array[None] if channels is None else np.moveaxis(array, channels, 0)
     array = array[(slice(None),) * ((axis + 1) % 4) + (slice(index, index + 1),)]
     return Volume(np.array(array, array.dtype.newbyteorder("="), order="C"))
@@ -174,13 +178,12 @@ def _array(path: Path, file: BinaryIO) -> np.ndarray:
     return array.transpose() if fortran else array
 
 
-def _complex(path: Path, array: np.ndarray) -> Volume:
+def _kspace(path: Path, array: np.ndarray) -> ModuleType:
+    """The reader of complex numbers."""
     try:
-        from medgen.data.formats.kspace import image_of
+        return import_module("medgen.data.formats.kspace")
     except ImportError as error:
         raise MedgenError(f"{path}: shape {array.shape} of {array.dtype}; expected real numbers") from error
-    check_size(path, Header(array.shape, 1, array.dtype))
-    return image_of(array)
 
 
 FORMAT = Format("numpy", (".npy", ".npz"), header, read, section=section)

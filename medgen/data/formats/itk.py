@@ -42,7 +42,7 @@ def read(path: Path, part: str | None) -> Volume:
     array = array.reshape(-1, *array.shape[-1 - len(told.shape) :]) if reader.GetDimension() > 3 else array[None]
     axes = (array.ndim - 1, 0, *(range(array.ndim - 2, 0, -1) if len(told.shape) == 3 else range(1, array.ndim - 1)))
     array = array.transpose(axes)  # (c, t, x, y, z) or (c, t, y, x)
-    return Volume(np.array(array.reshape(told.channels, *told.shape), told.dtype), told.affine, meta=dict(told.meta))
+    return Volume(np.array(array.reshape(told.channels, *told.shape), told.dtype, order="C"), told.affine, meta=dict(told.meta))
 
 
 @dataclass(frozen=True)

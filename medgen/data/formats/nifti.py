@@ -22,7 +22,7 @@ _MM = {1: 1000.0, 2: 1.0, 3: 1e-3}  # code of the space unit: metre, millimetre,
 _SECONDS = {8: 1.0, 16: 1e-3, 24: 1e-6}  # code of the time unit: second, millisecond, microsecond
 _EXTENSIONS = 256 << 20  # bytes that header extensions may take before the voxels
 _SLACK = 1 << 20  # bytes after the voxels that are no reason to mistrust a compressed file
-_CHUNK = 1 << 24
+_CHUNK = 1 << 20
 _COLOURS = {("R", "G", "B"): 3, ("R", "G", "B", "A"): 4}
 
 

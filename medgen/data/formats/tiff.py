@@ -3,7 +3,10 @@
 Pages of one shape are a volume, in the order (X, Y, Z) of its affine as everywhere in medgen; `stack.tif#3` is the page number 3 alone, as
 a picture (rows, columns). Channels and times are planes. Spacings that OME or ImageJ state in a unit of length stand in `meta["spacing"]`
 in millimetres in the order of the image's axes; with all three a volume has an affine, along its axes: a microscope knows no patient.
-Resolutions of other TIFFs (mostly 72 dpi) are not believed. Of a palette the numbers are read: it colours a label map for the eye.
+Resolutions of other TIFFs (mostly 72 dpi) are not believed.
+
+The numbers that are stored are read, as Fiji and tifffile do, also where the file asks for a palette or for white as zero (masks of both
+programs do): `meta["shown"]` says so.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ import numpy as np
 from medgen.core.errors import MedgenError
 from medgen.core.tiff import MARK
 from medgen.core.volume import Volume
-from medgen.data.formats.format import Format, Header, library
+from medgen.data.formats.format import Format, Header, check_size, library
 from medgen.data.paths import leaves
 
 _DEPTH = "ZIQ"  # depth, or pages that nothing is said of
@@ -105,8 +108,8 @@ class _Image:
 
     def _meta(self, channels: int, frames: int, shape: tuple[int, ...]) -> dict[str, Any]:
         meta: dict[str, Any] = {key: value for key, value in self.notes.medgen.items() if key in ("planes", "planes_shape")}
-        if int(self.page.photometric) == 3:
-            meta["palette"] = True
+        if int(self.page.photometric) in (0, 3):
+            meta["shown"] = "inverted" if int(self.page.photometric) == 0 else "by a palette"
         if int(self.page.compression) in (6, 7, 34892, 33007):
             meta["lossy"] = True
         if channels * frames > 1 and "planes" not in meta:
@@ -138,6 +141,7 @@ class _Image:
         """Refuse planes that are missing, which tifffile fills with zeros, and strips that end beyond the file."""
         pages = [self.source] if self.source is self.page else list(self.source)
         size = self.file.filehandle.size
+        check_size(self.path, Header(tuple(self.page.chunks), 1, np.dtype(self.page.dtype)))  # of one tile
         for page in pages:
             if page is None:
                 raise MedgenError(f"{self.path}: planes of the image are missing; copy all of its files into one folder")
@@ -146,7 +150,7 @@ class _Image:
                     raise EOFError("a part of its pixels is missing")
 
     def array(self) -> np.ndarray:
-        """(planes..., *shape) as they are meant: white is high, and no plane of opacity."""
+        """(planes..., *shape), without a plane of opacity."""
         if self.source is not self.page and any(page.parent is not self.file for page in self.source):
             # tifffile takes the offset of a contiguous image for one of the first file, whosever it is
             with warnings.catch_warnings(action="ignore"):  # that the other files are opened once more
@@ -155,8 +159,6 @@ class _Image:
             array = self.source.asarray(maxworkers=1).reshape(self.shape)
         if self._alpha():
             array = self._opaque(array)
-        if int(self.page.photometric) == 0 and array.dtype.kind in "bu":
-            array = np.array(2**self.page.bitspersample - 1 - array.astype(np.int64), array.dtype)
         return self._ordered(array)
 
     def _ordered(self, array: np.ndarray) -> np.ndarray:
