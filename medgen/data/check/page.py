@@ -10,7 +10,7 @@ from typing import Any
 
 from medgen.data.check.checker import Checked
 from medgen.data.check.document import headline
-from medgen.data.check.finding import ERROR, Finding
+from medgen.data.check.finding import ERROR, WARNING, Finding
 
 _LISTED = 8  # subjects in sight; the rest unfolds
 _UNFOLDED = 200  # of which the page lists so many; report.json has all
@@ -28,7 +28,10 @@ def page(checked: Checked, told: Mapping[str, Any], pictures: Mapping[tuple[int,
         sample: rows whose pictures show what the set looks like.
     """
     worst = checked.findings[0].severity if checked.findings else "good"
-    verdict = "Training would refuse this set or learn something false from it" if worst == ERROR else "Nothing stands against training"
+    verdict = {
+        ERROR: "Training would refuse this set or learn something false from it",
+        WARNING: "Training would run; read the warnings first",
+    }.get(worst, "Nothing stands against training")
     parts = [
         f"<h1>{escape(checked.data.manifest.path.name)}: {told['subjects']} subjects, {told['rows']} rows</h1>",
         f'<div class="path">{escape(told["manifest"])}</div>',

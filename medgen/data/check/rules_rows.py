@@ -15,6 +15,7 @@ _TOLERANCE = 0.05  # voxels by which headers of a grid may differ; as `medgen.da
 _CELLS = 0.4  # of the coarse grid: less is within what contrasts differ
 _GAIN = 0.03  # of correlation that a shift by more than a cell must bring
 _LEAST = 0.3  # correlation below which nothing can be said of a shift
+INSTANCES = "a label map of training has classes: binarise it, or leave it out"
 _OUTSIDE = 0.2  # share of labelled voxels without image below them
 
 
@@ -100,17 +101,20 @@ def _labels(data: Data, name: str) -> Iterator[Finding]:
         found = f"{name}: {counted(len(broken), 'label map has', 'label maps have')} values that are not whole numbers from 0"
         remedy = "label maps are resampled with the nearest voxel only: make them again, or declare the column as image"
         yield Finding(ERROR, "label-values", found, remedy, **data.told(broken, name))
-    known = [(i, image) for i, image in maps if image.values is not None]
-    if len(known) < len(maps):
-        many = [i for i, image in maps if image.values is None]
+    many = [i for i, image in maps if image.values is None and i not in set(broken)]
+    if many:
         found = f"{name}: {counted(len(many), 'label map has', 'label maps have')} more than 64 values: numbered instances"
-        yield Finding(
-            NOTE, "label-instances", found, "a label map of training has classes: binarise it, or leave it out", **data.told(many, name)
-        )
-        return
+        yield Finding(NOTE, "label-instances", found, INSTANCES, **data.told(many, name))
+    else:
+        yield from _classes(data, name, [(i, image) for i, image in maps if image.values is not None and i not in set(broken)])
+    yield from _outside(data, name, maps)
+
+
+def _classes(data: Data, name: str, known: list[tuple[int, Image]]) -> Iterator[Finding]:
+    """Whether the values are those of classes."""
     values = sorted({value for _, image in known for value in image.values})
     gaps = bool(values) and values != list(range(len(values)))
-    if gaps and not broken:
+    if gaps:
         found = f"{name}: the values are {', '.join(f'{v:g}' for v in values[:20])}, with gaps"
         yield Finding(
             WARNING, "label-gaps", found, f"number the classes from 0 without gaps, or train with {int(values[-1]) + 1} classes", (name,)
@@ -121,15 +125,14 @@ def _labels(data: Data, name: str) -> Iterator[Finding]:
         found = f"{name}: {len(over)} label maps have values above the {declared} classes that are declared"
         yield Finding(ERROR, "label-undeclared", found, "correct the classes or the maps", **data.told(over, name))
     yield from _instances(data, name, known)
-    yield from _outside(data, name, maps)
 
 
 def _instances(data: Data, name: str, known: list[tuple[int, Image]]) -> Iterator[Finding]:
     """Numbers that differ so much between images that they can hardly be classes."""
-    tops = [max(image.values) for _, image in known]
-    if len(set(tops)) > 8 and max(tops) > 16 and len(set(tops)) > len(tops) / 4:
+    tops = [max(image.values) for _, image in known if image.values]
+    if tops and len(set(tops)) > 8 and max(tops) > 16 and len(set(tops)) > len(tops) / 4:
         found = f"{name}: every map counts to another number ({spread(tops)}): numbered instances"
-        yield Finding(NOTE, "label-instances", found, "a label map of training has classes: binarise it, or leave it out", (name,))
+        yield Finding(NOTE, "label-instances", found, INSTANCES, (name,))
 
 
 def _outside(data: Data, name: str, maps: list[tuple[int, Image]]) -> Iterator[Finding]:

@@ -57,11 +57,9 @@ def _splits(data: Data) -> Iterator[Finding]:
     counts = {split: len({row["subject"] for row in data.manifest.rows if row["split"] == split}) for split in data.manifest.splits}
     absent = [split for split in ("train", "validation", "test") if split not in counts]
     if absent:
-        severity = ERROR if "train" in absent else WARNING
-        remedy = "share the subjects out with `medgen data split`"
-        yield Finding(
-            severity, "no-split", f"no row is for {' or '.join(absent)}", f"{remedy}; without validation the best checkpoint is not known"
-        )
+        why = "; without validation the best checkpoint is not known" if "validation" in absent else ""
+        found = f"no row is for {' or '.join(absent)}"
+        yield Finding(ERROR if "train" in absent else WARNING, "no-split", found, f"share the subjects out with `medgen data split`{why}")
     few = [f"{split} has {counted(n, 'subject')}" for split, n in counts.items() if split != "train" and n < _FEW]
     if few:
         yield Finding(
@@ -93,7 +91,7 @@ def _missing(data: Data) -> Iterator[Finding]:
         if empty:
             subjects = tuple(dict.fromkeys(map(data.subject, empty)))
             found = f"{name} is missing in {len(empty)} of {len(data.manifest)} rows"
-            remedy = "train with availability masks if the task allows it, leave these rows out, or find the files"
+            remedy = "train with data.source.options.missing=true, leave these rows out, or find the files"
             yield Finding(WARNING, "missing-channel", found, remedy, (name,), subjects)
     for name in data.of("attribute"):
         empty = [i for i, row in enumerate(data.manifest.rows) if not row[name]]
