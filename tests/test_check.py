@@ -17,6 +17,7 @@ from medgen.data.check.document import column, document, histogram
 from medgen.data.check.facts import QUANTILES, Job, summarise
 from medgen.data.check.pairs import compared
 from medgen.data.check.report import write
+from medgen.data.workers import Failure
 
 AFFINE = np.diag([-1.0, 1.0, 2.0, 1.0])
 
@@ -119,6 +120,21 @@ def test_a_broken_file_costs_only_itself(images):
     checked = images.checked()
     assert found(checked, "unreadable").subjects == ("s1",) and str(damaged) in found(checked, "unreadable").found
     assert [set(row.images) for row in checked.data.rows] == [{"t1"}, {"t1", "t2"}]
+
+
+def test_a_row_whose_process_died_is_read_again_file_by_file(images, monkeypatch):
+    """As when a decoder ends the process: nobody knows yet which of the row's files it was."""
+    images.add("s1", t1=head(1), t2=head(2))
+
+    def dying(function, jobs, workers):
+        for place, job in enumerate(jobs):
+            dies = any("t2" in file[0] for file in job.files)
+            yield place, Failure("its decoder ended the process (signal 11); the file is damaged") if dies else function(job)
+
+    monkeypatch.setattr("medgen.data.check.checker.each", dying)
+    checked = images.checked()
+    assert list(checked.data.rows[0].images) == ["t1"] and found(checked, "unreadable").columns == ("t2",)
+    assert "signal 11" in found(checked, "unreadable").found
 
 
 def test_nan_constant_and_negative_voxels(images):
@@ -273,8 +289,11 @@ def test_label_maps_against_their_images(images):
 def test_gaps_in_label_values_and_instances(images):
     rng = np.random.default_rng(0)
     images.add("s1", t1=head(1), seg=rng.choice([0, 1, 2, 4], (40, 44, 24)).astype(np.uint8), cells_mask=head(2).astype(np.uint16))
+    images.rows[0]["mask"] = save(images.folder / "mask.nii.gz", (head(1) > 0).astype(np.uint8) * 255)
     checked = images.checked()
-    assert "0, 1, 2, 4" in found(checked, "label-gaps").found and "5 classes" in found(checked, "label-gaps").remedy
+    gaps = {f.columns[0]: f for f in checked.findings if f.code == "label-gaps"}
+    assert "write 1 where it is 255" in gaps["mask"].remedy
+    assert "0, 1, 2, 4" in gaps["seg"].found and "5 classes" in gaps["seg"].remedy
     assert found(checked, "label-instances").columns == ("cells_mask",)
 
 
@@ -344,7 +363,7 @@ def test_the_command_ends_with_1_on_errors_and_0_without(images, capsys):
         main(["data", "check", path, "--json", "--column", "t1=CT"])
     assert end.value.code == 1
     told = json.loads(capsys.readouterr().out)
-    assert told["status"] == "errors" and [f["code"] for f in told["findings"]][0] == "ct-offset"
+    assert told["status"] == "errors" and told["findings"][0]["code"] == "ct-offset"
     with pytest.raises(SystemExit) as end:
         main(["data", "check", path, "--json", "--column", "t3=CT"])
     assert end.value.code == 2 and "did you mean 't1'" in capsys.readouterr().err

@@ -2,18 +2,26 @@
 
 import csv
 import json
+import shutil
+import tarfile
 from pathlib import Path
+from urllib.error import URLError
 
 import numpy as np
 import pytest
+from monai.apps.utils import HashCheckError
+from omegaconf import OmegaConf
 from PIL import Image
 
+from medgen.checkpoint import build
+from medgen.cli.configs import compose, config_dir
 from medgen.cli.main import main
 from medgen.core.errors import MedgenError
 from medgen.core.volume import Volume
 from medgen.data.columns import Column, coded, read_columns
 from medgen.data.files import FileData
 from medgen.data.manifest import Manifest
+from medgen.data.public import fetch, sets
 from medgen.data.readers import read
 from medgen.data.scan.scanner import layouts, scan
 from medgen.data.scan.writing import write
@@ -381,6 +389,102 @@ def test_every_layout_has_a_name_and_a_line():
 def test_cells_become_numbers_classes_or_text(name, given, cells, kind, classes):
     made = coded(name, given)
     assert (made.cells, made.column.kind, made.column.classes) == (cells, kind, classes)
+
+
+# ---------------------------------------------------------------- public sets
+
+
+@pytest.mark.parametrize("name", ["brats", "decathlon", "fastmri", "ixi", "medmnist", "nct_crc"])
+def test_the_configuration_of_a_public_set_trains_on_its_layout(tmp_path, name):
+    """A small copy of the set as it lies after unpacking, through scan and the set's configuration to a case."""
+    made = public_copy(tmp_path, name)
+    pattern = "IXI-{channel}/{subject}-{site}-{number}-{channel}.nii.gz" if name == "ixi" else None
+    path = write(scan(made, pattern=pattern), tmp_path / "manifest.csv")
+    command = next(line for line in (config_dir() / "data" / f"{name}.yaml").read_text().splitlines() if "python train.py" in line)
+    words = [word for word in command.split() if "=" in word and not word.startswith("data.source.manifest")]
+    size = "data.source.size=[16,16,16]" if name == "decathlon" else "data.source.size=[16,16]"
+    config = OmegaConf.to_container(compose([*words, f"data.source.manifest={path}", size, "data.workers=0"]), resolve=True)
+    source = build(config["data"], trusted=True).source
+    case = source.split("train").case(0, np.random.default_rng(0))
+    channels = config["data"]["source"]["channels"]
+    assert set(channels) | set(config["data"]["source"]["attributes"]) < set(case)
+    assert all(np.isfinite(case[channel]).all() and np.ptp(case[channel]) > 0.1 for channel in channels)
+
+
+def public_copy(folder: Path, name: str) -> Path:
+    root, rng = folder / name, np.random.default_rng(0)
+    root.mkdir()
+    if name == "brats":
+        for contrast in ("t1", "t1ce", "t2", "flair", "seg"):
+            volume(root / f"BraTS2021_00000/BraTS2021_00000_{contrast}.nii.gz")
+    elif name == "ixi":
+        volume(root / "IXI-T1/IXI002-Guys-0828-T1.nii.gz")
+    elif name == "decathlon":
+        volume(root / "imagesTr/h_001.nii.gz")
+        volume(root / "labelsTr/h_001.nii.gz")
+        listed = [{"image": "./imagesTr/h_001.nii.gz", "label": "./labelsTr/h_001.nii.gz"}]
+        (root / "dataset.json").write_text(json.dumps({"modality": {"0": "MRI"}, "labels": {"0": "background"}, "training": listed}))
+    elif name == "fastmri":
+        (root / "multicoil_train").mkdir()
+        with pytest.importorskip("h5py").File(root / "multicoil_train/f.h5", "w") as file:
+            file["kspace"] = (rng.normal(size=(2, 3, 16, 16)) + 1j * rng.normal(size=(2, 3, 16, 16))).astype(np.complex64)
+            file["reconstruction_rss"] = rng.random((2, 16, 16), np.float32)
+    elif name == "medmnist":
+        np.savez(root / "pneumoniamnist.npz", train_images=rng.integers(0, 255, (2, 28, 28), np.uint8), train_labels=np.array([[1], [0]]))
+    else:
+        for kind, code in (("ADI", "AAAFLCLY"), ("TUM", "TCGABCDE")):
+            picture(root / f"{kind}/{kind}-{code}.tif", colour=True)
+    return root
+
+
+def test_a_set_is_fetched_checked_and_unpacked_once(tmp_path, monkeypatch, capsys):
+    """With a local file in the network's place."""
+    source = tmp_path / "IXI-T1.tar"
+    volume(tmp_path / "IXI002-Guys-0828-T1.nii.gz")
+    with tarfile.open(source, "w") as archive:
+        archive.add(tmp_path / "IXI002-Guys-0828-T1.nii.gz", "IXI002-Guys-0828-T1.nii.gz")
+    asked = []
+
+    def served(url, filepath, hash_val, hash_type, progress):
+        asked.append((url, hash_val))
+        shutil.copy(source, filepath)
+
+    monkeypatch.setattr("monai.apps.download_url", served)
+    for _ in range(2):
+        main(["data", "get", "ixi_t1", "-o", str(tmp_path / "ixi")])
+    assert asked == [("http://biomedic.doc.ic.ac.uk/brain-development/downloads/IXI/IXI-T1.tar", "34901a0593b41dd19c1a1f746eac2d58")]
+    assert [p.name for p in (tmp_path / "ixi/IXI-T1").iterdir()] == ["IXI002-Guys-0828-T1.nii.gz"]
+    assert "CC BY-SA 3.0" in capsys.readouterr().out
+    source.write_bytes(b"not an archive")
+    shutil.rmtree(tmp_path / "ixi")
+    with pytest.raises(MedgenError, match="cannot be unpacked"):
+        fetch("ixi_t1", tmp_path / "ixi")
+    assert [p.name for p in (tmp_path / "ixi").iterdir()] == ["IXI-T1.tar"]
+
+
+@pytest.mark.parametrize(
+    ("name", "raised", "said"),
+    [
+        ("pneumoniamnist", URLError("Name or service not known"), "check the network, or download it elsewhere"),
+        ("pneumoniamnist", HashCheckError("x"), "its checksum is not the published one"),
+        ("brats", None, "without an account: make an account at synapse.org"),
+        ("brat", None, "did you mean 'brats'"),
+    ],
+)
+def test_what_cannot_be_fetched_is_told_in_a_sentence(tmp_path, monkeypatch, name, raised, said):
+    def offline(*arguments, **options):
+        raise raised
+
+    monkeypatch.setattr("monai.apps.download_url", offline)
+    with pytest.raises(MedgenError, match=said):
+        fetch(name, tmp_path)
+
+
+def test_every_public_set_has_a_configuration_and_a_licence():
+    known = sets()
+    assert {"Task04_Hippocampus", "pneumoniamnist", "ixi_t1", "nct_crc_he_100k", "brats", "fastmri"} <= set(known)
+    for found in known.values():
+        assert (config_dir() / "data" / f"{found.config}.yaml").is_file() and found.licence and bool(found.archives) != bool(found.register)
 
 
 # ---------------------------------------------------------------- the command

@@ -116,9 +116,8 @@ def _classes(data: Data, name: str, known: list[tuple[int, Image]]) -> Iterator[
     gaps = bool(values) and values != list(range(len(values)))
     if gaps:
         found = f"{name}: the values are {', '.join(f'{v:g}' for v in values[:20])}, with gaps"
-        yield Finding(
-            WARNING, "label-gaps", found, f"number the classes from 0 without gaps, or train with {int(values[-1]) + 1} classes", (name,)
-        )
+        renumber = f"write 1 where it is {values[1]:g}" if len(values) == 2 and values[0] == 0 else "number the classes from 0 without gaps"
+        yield Finding(WARNING, "label-gaps", found, f"{renumber}, or train with {int(values[-1]) + 1} classes", (name,))
     declared = len(data.columns[name].classes)
     over = [i for i, image in known if declared and max(image.values) >= declared and not gaps]
     if over:
