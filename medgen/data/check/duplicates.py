@@ -53,11 +53,13 @@ def near(data: Data, alike: Iterable[tuple[Candidate, float]]) -> Iterator[Findi
 
 
 def candidates(data: Data, column: str, sources: dict[int, str]) -> list[Candidate]:
-    """Pairs of rows that look alike, the most alike first; equal voxels left out. At most 300."""
+    """Pairs of rows that look alike; equal voxels left out. At most 300: across splits before across subjects before the rest, the most
+    alike first.
+    """
     images = [(i, im) for i, im in data.images(column) if im.fingerprint is not None and im.fingerprint.any()]
     if not 2 <= len(images) <= _MOST_IMAGES:
         return []
-    found: list[tuple[float, int, int]] = []
+    found: list[tuple[int, float, int, int]] = []
     for size in {im.fingerprint.size for _, im in images}:
         some = [(i, im) for i, im in images if im.fingerprint.size == size]
         prints = np.stack([im.fingerprint for _, im in some])
@@ -68,9 +70,22 @@ def candidates(data: Data, column: str, sources: dict[int, str]) -> list[Candida
                 likeness = block @ prints[other : other + _BLOCK].astype(np.float32).T
                 for a, b in np.argwhere(likeness >= _ALIKE):
                     if start + a < other + b and digests[start + a] != digests[other + b]:
-                        found.append((float(likeness[a, b]), some[start + a][0], some[other + b][0]))
+                        found.append((_gravity(data, pair := (some[start + a][0], some[other + b][0])), float(likeness[a, b]), *pair))
             found = sorted(found, reverse=True)[:_MOST_CANDIDATES]
-    return [Candidate(column, (a, b), (sources[a], sources[b])) for _, a, b in found]
+    return [Candidate(column, (a, b), (sources[a], sources[b])) for _, _, a, b in found]
+
+
+def unsearched(data: Data) -> Iterator[Finding]:
+    """Columns with too many images to compare all pairs."""
+    for name in data.of("image"):
+        if (count := len(list(data.images(name)))) > _MOST_IMAGES:
+            found = f"{name}: near duplicates were not searched among {count} images (at most {_MOST_IMAGES}); equal ones were"
+            yield Finding(NOTE, "near-duplicates-unsearched", found, "check parts of the set", (name,))
+
+
+def _gravity(data: Data, rows: tuple[int, int]) -> int:
+    a, b = rows
+    return 2 if data.split(a) != data.split(b) else 1 if data.subject(a) != data.subject(b) else 0
 
 
 def confirm(candidate: Candidate) -> float:

@@ -6,8 +6,8 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
-from pathlib import Path, PurePosixPath
+from functools import cache, cached_property
+from pathlib import Path
 
 from medgen.core.errors import MedgenError
 from medgen.data.columns import Column, coded
@@ -136,22 +136,29 @@ class Layout:
 
 def ending(file: str) -> str:
     """The ending by which a format takes this file, as it is written; '' where none does."""
-    name = PurePosixPath(file).name
-    known = [e for format in formats() for e in format.endings if name.lower().endswith(e) and len(name) > len(e)]
-    longest = max(known, key=len, default="")
+    name = file.rpartition("/")[2]
+    lower = name.lower()
+    if not lower.endswith(_endings()):
+        return ""
+    longest = next((e for e in _endings() if lower.endswith(e) and len(name) > len(e)), "")
     return name[len(name) - len(longest) :] if longest else ""
+
+
+@cache
+def _endings() -> tuple[str, ...]:
+    """Of all formats, the longest first."""
+    return tuple(sorted({e for format in formats() for e in format.endings}, key=lambda e: (-len(e), e)))
 
 
 def stem(file: str) -> str:
     """The name without folder and image ending."""
-    name = PurePosixPath(file).name
-    return name[: len(name) - len(ending(file))] if ending(file) else PurePosixPath(file).stem
+    name, end = file.rpartition("/")[2], ending(file)
+    return name[: len(name) - len(end)] if end else name.rpartition(".")[0] or name
 
 
 def parent(file: str) -> str:
     """The folder of a file, '' for the root."""
-    folder = PurePosixPath(file).parent.as_posix()
-    return "" if folder == "." else folder
+    return file.rpartition("/")[0]
 
 
 def safe_subject(name: str) -> str:

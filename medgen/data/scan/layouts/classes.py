@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import PurePosixPath
-
 from medgen.data.columns import Column, by_name
 from medgen.data.scan.layout import SPLITS, Layout, Match, Table, Tree, parent, safe_subject, shortened, stem
 
@@ -43,7 +41,7 @@ def _classes(tree: Tree) -> list[str]:
 
 def _place(file: str) -> tuple[str | None, str] | None:
     """(split, class) of the folders of a file."""
-    parts = PurePosixPath(parent(file)).parts
+    parts = tuple(part for part in parent(file).split("/") if part)
     if len(parts) == 2 and parts[0].lower() in SPLITS:
         return SPLITS[parts[0].lower()], parts[1]
     return (None, parts[0]) if len(parts) == 1 and parts[0].lower() not in SPLITS else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import PurePosixPath
 
 from medgen.data.columns import Column, by_name, safe
 from medgen.data.scan.layout import SPLITS, Layout, Match, Table, Tree, parent, shortened, stem
@@ -56,7 +55,7 @@ def _channels(tree: Tree) -> dict[str, dict[str, dict[str, str]]]:
     """Folder name -> split ('' for none) -> stem -> file, where every image lies in split and channel folders alone."""
     found: dict[str, dict[str, dict[str, str]]] = {}
     for file in tree.images:
-        parts = PurePosixPath(parent(file)).parts
+        parts = tuple(part for part in parent(file).split("/") if part)
         splits = [SPLITS[part.lower()] for part in parts if part.lower() in SPLITS]
         others = [part for part in parts if part.lower() not in SPLITS]
         if len(others) != 1 or len(splits) > 1:

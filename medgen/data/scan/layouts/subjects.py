@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from pathlib import PurePosixPath
 
 from medgen.data.columns import Column, by_name, channel
 from medgen.data.scan.layout import SPLITS, Layout, Match, Table, Tree, parent, shortened, stem
@@ -50,7 +49,7 @@ def _placed(tree: Tree) -> dict[str, tuple[tuple[str, str | None, str | None], s
     """File -> ((subject, session, split), channel); empty where the folders do not tell."""
     found, depths = {}, set()
     for file in tree.images:
-        parts = list(PurePosixPath(parent(file)).parts)
+        parts = [part for part in parent(file).split("/") if part]
         split = SPLITS.get(parts[0].lower()) if parts else None
         parts = parts[1:] if split else parts
         depths.add(len(parts))
