@@ -208,6 +208,9 @@ def _sample(checked: Checked, pictures: Mapping[tuple[int, str], bytes], sample:
     names = [name for name in checked.data.manifest.columns if name in names]
     if not names:
         return ""
+    if len(names) == 1:
+        places = [(row, names[0]) for row in sample if (row, names[0]) in pictures]
+        return "<h2>What it looks like</h2>" + "".join(_figure(checked, place, pictures[place], with_column=False) for place in places)
     head = "<tr><th></th>" + "".join(f"<th>{escape(name)}</th>" for name in names) + "</tr>"
     lines = ""
     for row in sample:

@@ -13,13 +13,18 @@ _FEW = 5  # subjects below which a split measures little
 _CLASSES = 20  # distinct whole numbers beyond which an attribute is taken as a quantity
 
 
-def rules(data: Data) -> Iterator[Finding]:
+def leaks(data: Data) -> Iterator[Finding]:
+    """What makes results untrue."""
     yield from _leakage(data)
     yield from _repeated(data)
-    yield from _splits(data)
-    yield from _several(data)
+
+
+def rules(data: Data) -> Iterator[Finding]:
+    """What is missing, and how subjects and classes are shared out."""
     yield from _missing(data)
     yield from _attributes(data)
+    yield from _several(data)
+    yield from _splits(data)
 
 
 def _leakage(data: Data) -> Iterator[Finding]:
