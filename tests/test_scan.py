@@ -266,6 +266,22 @@ def test_a_table_beside_the_files(tmp_path):
     }
 
 
+def test_a_table_may_name_files_without_folder_and_ending(tmp_path):
+    """As the ISIC and many Kaggle sets do; the column may be that of the subjects."""
+    for name in ("ISIC_1", "ISIC_2", "ISIC_3"):
+        picture(tmp_path / f"pictures/{name}.png", colour=True)
+    (tmp_path / "labels.csv").write_text("image_id;dx;set\nISIC_1;nv;train\nISIC_2;mel;train\nISIC_3;nv;test\n")
+    found = scan(tmp_path)
+    assert found.layout == "table"
+    assert cells(found, "subject", "split", "image", "dx") == [
+        ("ISIC_1", "train", "pictures/ISIC_1.png", "1"),
+        ("ISIC_2", "train", "pictures/ISIC_2.png", "0"),
+        ("ISIC_3", "test", "pictures/ISIC_3.png", "1"),
+    ]
+    (tmp_path / "labels.csv").write_text("patient_id,dx\nISIC_1,nv\nISIC_2,mel\n")
+    assert cells(scan(tmp_path), "subject", "image") == [("ISIC_1", "pictures/ISIC_1.png"), ("ISIC_2", "pictures/ISIC_2.png")]
+
+
 def test_a_folder_per_subject_with_a_missing_contrast(tmp_path):
     for subject in ("patient07", "patient19"):
         for name in ("T1", "FLAIR", "lesion"):

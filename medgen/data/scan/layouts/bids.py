@@ -99,7 +99,7 @@ def _participants(root: Path, table: Table) -> None:
     path = root / "participants.tsv"
     if not path.is_file():
         return
-    with path.open(newline="", encoding="utf-8-sig") as file:
+    with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
         known = {line.get("participant_id") or "": line for line in csv.DictReader(file, delimiter="\t")}
     known = {subject if subject.startswith("sub-") else f"sub-{subject}": line for subject, line in known.items()}
     columns = [c for line in list(known.values())[:1] for c in line if c and c != "participant_id"]
