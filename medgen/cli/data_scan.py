@@ -31,9 +31,13 @@ def lines(found: Scan) -> list[str]:
         said.append("split: " + ", ".join(f"{name} {count}" for name, count in counts.items()))
     for name, column in table.columns.items():
         filled = sum(bool(row[name]) for row in table.rows)
-        classes = f"; {', '.join(f'{i} {c}' for i, c in enumerate(column.classes))}" if column.kind == "attribute" and column.classes else ""
+        classes = (
+            f"; {', '.join(f'{i} {c}' for i, c in enumerate(column.classes))}" if column.kind == "attribute" and column.classes else ""
+        )
         kind = {"labels": "label map", "kspace": "k-space"}.get(column.kind, column.kind)
-        said.append(f"column {name}: {kind}{f' ({column.modality})' if column.modality else ''}, {filled} of {len(table.rows)} cells{classes}")
+        said.append(
+            f"column {name}: {kind}{f' ({column.modality})' if column.modality else ''}, {filled} of {len(table.rows)} cells{classes}"
+        )
     said += [f"note: {note}" for note in table.notes]
     return said + _left_out(found)
 

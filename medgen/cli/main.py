@@ -160,8 +160,7 @@ def _check(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=KIND",
-        help="what a column holds, where its name does not tell: CT, MR, PET, XR, US, picture, image, kspace, labels, attribute, text "
-        "or ignore",
+        help="what a column holds, if its name does not tell: CT, MR, PET, XR, US, picture, image, kspace, labels, attribute, text, ignore",
     )
     parser.set_defaults(run=_lazy("data"))
 

@@ -23,7 +23,9 @@ MODALITIES = ("CT", "MR", "PET", "XR", "US", "picture")
 
 EMPTY = {"", "n/a", "na", "nan", "null"}
 _LONGEST = 64  # characters of a class's name
-_MASKS = r"(?:seg|segm|segmentations?|labels?|labelmaps?|masks?|lesions?|roi|tissues?|dseg|annotations?|ground_?truth|gt|contours?|tumou?rs?)"
+_MASKS = (
+    r"(?:seg|segm|segmentations?|labels?|labelmaps?|masks?|lesions?|roi|tissues?|dseg|annotations?|ground_?truth|gt|contours?|tumou?rs?)"
+)
 _IS_MASK = re.compile(rf"(?:^|_){_MASKS}(?:_?\d+)?(?:$|_)", re.I)
 _TEXT = re.compile(r"note|caption|report|comment|description|url|licen[cs]e|source|doi|text", re.I)
 _BY_NAME = (
@@ -106,6 +108,11 @@ def safe(name: str) -> str:
     """A column's name out of any text: letters, digits and underscores, as overrides on the command line take it."""
     made = re.sub(r"\W+", "_", name.strip()).strip("_")
     return made if made and not made[0].isdigit() else f"c_{made}".rstrip("_")
+
+
+def channel(name: str) -> str:
+    """A channel's name out of a file's: as `safe`, in lower case."""
+    return safe(name).lower()
 
 
 def sidecar(manifest: Path) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,7 +96,13 @@ def sets() -> dict[str, PublicSet]:
     for name, md5 in MEDMNIST.items():
         licence = "CC BY-NC 4.0" if name == "dermamnist" else "CC BY 4.0"
         archive = Archive(f"{_MEDMNIST}/{name}.npz?download=1", f"{name}.npz", md5)
-        found[name] = PublicSet(f"MedMNIST, {'28 x 28 x 28 voxels' if name.endswith('3d') else '28 x 28 pixels'}", licence, "https://medmnist.com", "medmnist", (archive,))
+        found[name] = PublicSet(
+            f"MedMNIST, {'28 x 28 x 28 voxels' if name.endswith('3d') else '28 x 28 pixels'}",
+            licence,
+            "https://medmnist.com",
+            "medmnist",
+            (archive,),
+        )
     for part, md5 in IXI.items():
         archive = Archive(f"{_IXI}/IXI-{part}.tar", f"IXI-{part}.tar", md5, f"IXI-{part}", based=False)
         found[f"ixi_{part.lower()}"] = PublicSet(
@@ -137,7 +144,9 @@ def fetch(name: str, folder: str | Path) -> tuple[PublicSet, list[Path]]:
         raise MedgenError(f"no public set '{name}'; {nearest(name, known)}")
     chosen = known[name]
     if not chosen.archives:
-        raise MedgenError(f"{name} ({chosen.licence}) cannot be fetched without an account: {chosen.register}; then see configs/data/{chosen.config}.yaml")
+        raise MedgenError(
+            f"{name} ({chosen.licence}) cannot be fetched without an account: {chosen.register}; then see configs/data/{chosen.config}.yaml"
+        )
     folder = folder_for(Path(folder))
     return chosen, [_fetched(archive, folder) for archive in chosen.archives]
 
@@ -151,12 +160,16 @@ def _fetched(archive: Archive, folder: Path) -> Path:
         return target
     logging.getLogger("monai.apps").setLevel(logging.CRITICAL)  # the same is said below, once
     try:
-        download_url(archive.url, path, hash_val=archive.md5, hash_type="md5")
+        download_url(archive.url, path, hash_val=archive.md5, hash_type="md5", progress=sys.stderr.isatty())
     except HashCheckError as error:
-        raise MedgenError(f"{path}: its checksum is not the published one, so it is damaged or incomplete; delete it and fetch it again") from error
+        raise MedgenError(
+            f"{path}: its checksum is not the published one, so it is damaged or incomplete; delete it and fetch it again"
+        ) from error
     except (OSError, RuntimeError) as error:  # OSError: all that urllib raises without a network
         said = (str(error).splitlines() or [type(error).__name__])[0]
-        raise MedgenError(f"cannot fetch {archive.url} ({said}); check the network, or download it elsewhere to {path} and run this again") from error
+        raise MedgenError(
+            f"cannot fetch {archive.url} ({said}); check the network, or download it elsewhere to {path} and run this again"
+        ) from error
     if archive.folder is not None:
         _unpack(archive, path, target)
     return target

@@ -2,8 +2,8 @@
 
 What belongs together stays together: rows of a subject always, and those of a group (a site, a scanner) where one is named. The order
 of the draw is a hash of the seed and the subject's name: it depends neither on the order of the rows nor on the other subjects. Counts are
-exact, so adding a subject moves at most one other subject over each border between splits (of each stratum). Groups differ in size and are placed, the largest
-first, where the wanted counts are furthest from fulfilled.
+exact, so adding a subject moves at most one other subject over each border between splits (of each stratum). Groups differ in size and
+are placed, the largest first, where the wanted counts are furthest from fulfilled.
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ class Plan:
 
     def __post_init__(self):
         if min(self.fractions) < 0 or abs(sum(self.fractions) - 1) > 1e-6:
-            raise MedgenError(f"--fractions {' '.join(f'{f:g}' for f in self.fractions)}: expected three numbers of at least 0 that add up to 1")
+            raise MedgenError(
+                f"--fractions {' '.join(f'{f:g}' for f in self.fractions)}: expected three numbers of at least 0 that add up to 1"
+            )
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,9 @@ def _units(manifest: Manifest, plan: Plan) -> list[_Unit]:
         first: dict[str, str] = {}
         for row in manifest.rows:
             if not row[column]:
-                raise MedgenError(f"{manifest.path}: subject {row['subject']} has no '{column}'; fill the cell, or split without that column")
+                raise MedgenError(
+                    f"{manifest.path}: subject {row['subject']} has no '{column}'; fill the cell, or split without that column"
+                )
             leader[top(row["subject"])] = top(first.setdefault(row[column], row["subject"]))
     together: dict[str, list[str]] = {}
     for subject in sorted(manifest.subjects):
@@ -122,7 +126,9 @@ def _shared(units: Sequence[_Unit], fractions: dict[str, float], plan: Plan) -> 
     wanted = [name for name, fraction in fractions.items() if fraction > 0]
     if len(units) < len(wanted):
         what = f"{len(units)} {'groups' if any(len(u.subjects) > 1 for u in units) else 'subjects'}"
-        raise MedgenError(f"{what} cannot be shared out to {len(wanted)} parts ({', '.join(wanted)}); give others --fractions, or fewer --folds")
+        raise MedgenError(
+            f"{what} cannot be shared out to {len(wanted)} parts ({', '.join(wanted)}); give others --fractions, or fewer --folds"
+        )
     ordered = sorted(units, key=lambda unit: _hash(plan.seed, unit.subjects[0]))
     shares = np.array([fractions[name] for name in wanted])
     if all(len(unit.subjects) == 1 for unit in units):

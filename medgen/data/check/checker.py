@@ -49,8 +49,9 @@ def check(path: str | Path, said: Mapping[str, str] | None = None, workers: int 
     data = Data(manifest, columns_of(manifest, said or {}))
     workers = workers or max(1, min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1))
     data.rows = _read(data, workers, progress or _silent)
-    findings = [*rules_table.rules(data), *rules_images.rules(data), *rules_rows.rules(data), *duplicates.exact(data)]
-    findings += duplicates.near(data, _alike(data, workers, progress or _silent))
+    alike = _alike(data, workers, progress or _silent)
+    findings = [*rules_table.leaks(data), *duplicates.exact(data), *duplicates.near(data, alike), *duplicates.unsearched(data)]
+    findings += [*rules_rows.rules(data), *rules_images.rules(data), *rules_table.rules(data)]
     return Checked(data, tuple(sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))))
 
 

@@ -106,6 +106,7 @@ def histogram(images: Sequence[Image]) -> dict[str, list[float]] | None:
     if not high > low:
         return None
     edges = np.linspace(low, high, BINS + 1)
+    edges[-1] = np.nextafter(edges[-1], np.inf)  # the greatest value belongs to the last bin
     total = np.zeros(BINS)
     for image in images:
         total += np.diff(_below(image.quantiles, edges))
@@ -113,10 +114,11 @@ def histogram(images: Sequence[Image]) -> dict[str, list[float]] | None:
 
 
 def _below(quantiles: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Share of an image below each value. Equal quantiles are a value that many voxels have; they count from that value on."""
+    """Share of an image below each value. A value that many voxels have is a step: they lie just above it."""
     points, first = np.unique(quantiles, return_index=True)
     last = np.append(first[1:], len(quantiles)) - 1
-    return np.interp(values, points, QUANTILES[last], left=0.0)
+    places = np.stack([points, np.nextafter(points, np.inf)], 1).reshape(-1)
+    return np.interp(values, places, np.stack([QUANTILES[first], QUANTILES[last]], 1).reshape(-1))
 
 
 def _ranges(values: Sequence[tuple[float, ...]]) -> dict[str, Any] | None:
@@ -125,4 +127,9 @@ def _ranges(values: Sequence[tuple[float, ...]]) -> dict[str, Any] | None:
         return None
     rounded = [tuple(round(float(v), 4) for v in value) for value in values]
     common = Counter(rounded).most_common(1)[0][0]
-    return {"least": np.min(rounded, 0).tolist(), "greatest": np.max(rounded, 0).tolist(), "common": list(common), "different": len(set(rounded))}
+    return {
+        "least": np.min(rounded, 0).tolist(),
+        "greatest": np.max(rounded, 0).tolist(),
+        "common": list(common),
+        "different": len(set(rounded)),
+    }

@@ -53,11 +53,13 @@ def near(data: Data, alike: Iterable[tuple[Candidate, float]]) -> Iterator[Findi
 
 
 def candidates(data: Data, column: str, sources: dict[int, str]) -> list[Candidate]:
-    """Pairs of rows that look alike, the most alike first; equal voxels left out. At most 300."""
+    """Pairs of rows that look alike; equal voxels left out. At most 300: across splits before across subjects before the rest, the most
+    alike first.
+    """
     images = [(i, im) for i, im in data.images(column) if im.fingerprint is not None and im.fingerprint.any()]
     if not 2 <= len(images) <= _MOST_IMAGES:
         return []
-    found: list[tuple[float, int, int]] = []
+    found: list[tuple[int, float, int, int]] = []
     for size in {im.fingerprint.size for _, im in images}:
         some = [(i, im) for i, im in images if im.fingerprint.size == size]
         prints = np.stack([im.fingerprint for _, im in some])
@@ -68,9 +70,22 @@ def candidates(data: Data, column: str, sources: dict[int, str]) -> list[Candida
                 likeness = block @ prints[other : other + _BLOCK].astype(np.float32).T
                 for a, b in np.argwhere(likeness >= _ALIKE):
                     if start + a < other + b and digests[start + a] != digests[other + b]:
-                        found.append((float(likeness[a, b]), some[start + a][0], some[other + b][0]))
+                        found.append((_gravity(data, pair := (some[start + a][0], some[other + b][0])), float(likeness[a, b]), *pair))
             found = sorted(found, reverse=True)[:_MOST_CANDIDATES]
-    return [Candidate(column, (a, b), (sources[a], sources[b])) for _, a, b in found]
+    return [Candidate(column, (a, b), (sources[a], sources[b])) for _, _, a, b in found]
+
+
+def unsearched(data: Data) -> Iterator[Finding]:
+    """Columns with too many images to compare all pairs."""
+    for name in data.of("image"):
+        if (count := len(list(data.images(name)))) > _MOST_IMAGES:
+            found = f"{name}: near duplicates were not searched among {count} images (at most {_MOST_IMAGES}); equal ones were"
+            yield Finding(NOTE, "near-duplicates-unsearched", found, "check parts of the set", (name,))
+
+
+def _gravity(data: Data, rows: tuple[int, int]) -> int:
+    a, b = rows
+    return 2 if data.split(a) != data.split(b) else 1 if data.subject(a) != data.subject(b) else 0
 
 
 def confirm(candidate: Candidate) -> float:
@@ -91,9 +106,21 @@ def _by_place(data: Data, groups: list[list[tuple[int, str]]], what: str, exact:
         kinds.setdefault(kind, []).append(group)
     code = "duplicate" if exact else "near-duplicate"
     told = {
-        "splits": (ERROR if exact else WARNING, "in more than one split", "the test is known from training: keep one copy, or give the copies one subject name and split again"),
-        "subjects": (WARNING, "under different subjects", "one patient under two names, or a file copied by mistake: give them one subject name, or keep one"),
-        "rows": (WARNING if exact else NOTE, "in several rows of a subject", "keep one, or it counts more than once" if exact else "repeated scans or neighbouring slices are fine"),
+        "splits": (
+            ERROR if exact else WARNING,
+            "in more than one split",
+            "the test is known from training: keep one copy, or give the copies one subject name and split again",
+        ),
+        "subjects": (
+            WARNING,
+            "under different subjects",
+            "one patient under two names, or a file copied by mistake: give them one subject name, or keep one",
+        ),
+        "rows": (
+            WARNING if exact else NOTE,
+            "in several rows of a subject",
+            "keep one, or it counts more than once" if exact else "repeated scans or neighbouring slices are fine",
+        ),
     }
     for kind, (severity, where, remedy) in told.items():
         if kind in kinds:
@@ -102,15 +129,20 @@ def _by_place(data: Data, groups: list[list[tuple[int, str]]], what: str, exact:
             names = tuple(dict.fromkeys(name for group in some for _, name in group))
             pair = f"{_named(data, some[0][0])} and {_named(data, some[0][1])}"
             found = f"{what} {where}: {counted(len(some), 'case')} ({len(set(rows))} rows), such as {pair}"
-            yield _finding(data, severity, f"{code}-across-{kind}" if kind != "rows" else f"{code}-in-subject", found, remedy, some, rows, names)
+            yield _finding(
+                data, severity, f"{code}-across-{kind}" if kind != "rows" else f"{code}-in-subject", found, remedy, some, rows, names
+            )
 
 
 def _named(data: Data, place: tuple[int, str]) -> str:
     row = data.manifest.rows[place[0]]
-    return f"{row['subject']} ({row['split']}, {row[place[1]].rpartition('/')[2] if '#' not in row[place[1]] else row[place[1]].rpartition('#')[2]})"
+    cell = row[place[1]]
+    return f"{row['subject']} ({row['split']}, {cell.rpartition('#' if '#' in cell else '/')[2]})"
 
 
-def _finding(data: Data, severity: str, code: str, found: str, remedy: str, groups: list, rows: list[int], names: tuple[str, ...]) -> Finding:
+def _finding(
+    data: Data, severity: str, code: str, found: str, remedy: str, groups: list, rows: list[int], names: tuple[str, ...]
+) -> Finding:
     subjects = tuple(dict.fromkeys(map(data.subject, rows)))
     shown = tuple(place for group in groups[:2] for place in group[:2])[:SHOWN]
     return Finding(severity, code, found, remedy, names, subjects, shown)

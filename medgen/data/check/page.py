@@ -5,41 +5,18 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping, Sequence
 from html import escape
+from pathlib import Path
 from typing import Any
 
 from medgen.data.check.checker import Checked
 from medgen.data.check.document import headline
-from medgen.data.check.finding import ERROR, Finding
+from medgen.data.check.finding import ERROR, WARNING, Finding
 
 _LISTED = 8  # subjects in sight; the rest unfolds
 _UNFOLDED = 200  # of which the page lists so many; report.json has all
 _WORDS = {"labels": "label map", "kspace": "k-space"}
 
-STYLE = """
-:root { color-scheme: light dark; --ink: #1b1f24; --soft: #5b6570; --line: #d9dee4; --back: #ffffff; --card: #f6f8fa;
-  --error: #b42318; --warning: #9a5b00; --note: #1d5fa8; --good: #1a7f37; --bar: #4a7fb5; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6e9ed; --soft: #9aa4af; --line: #30373f; --back: #0f1317; --card: #181d23;
-  --error: #ff7b72; --warning: #e3a33b; --note: #79b8ff; --good: #56d364; --bar: #6aa3dc; } }
-* { box-sizing: border-box; }
-body { font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; color: var(--ink); background: var(--back); margin: 0 auto;
-  max-width: 1180px; padding: 28px 20px 60px; }
-h1 { font-size: 22px; margin: 0 0 2px; } h2 { font-size: 17px; margin: 36px 0 10px; } .soft { color: var(--soft); }
-.path { font-family: ui-monospace, monospace; font-size: 13px; overflow-wrap: anywhere; color: var(--soft); }
-.verdict { border-left: 5px solid var(--good); background: var(--card); padding: 12px 16px; margin: 18px 0 0; border-radius: 4px; }
-.verdict.error { border-color: var(--error); } .verdict.warning { border-color: var(--warning); } .verdict strong { font-size: 17px; }
-.finding { border: 1px solid var(--line); border-left: 5px solid var(--note); border-radius: 4px; padding: 10px 16px; margin: 10px 0; background: var(--card); }
-.finding.error { border-left-color: var(--error); } .finding.warning { border-left-color: var(--warning); }
-.tag { font-size: 12px; font-weight: 600; letter-spacing: .04em; text-transform: uppercase; color: var(--note); margin-right: 8px; }
-.error .tag { color: var(--error); } .warning .tag { color: var(--warning); } .code { font-family: ui-monospace, monospace; font-size: 12px; color: var(--soft); }
-.finding p { margin: 4px 0; overflow-wrap: anywhere; } .finding ul { margin: 4px 0; padding-left: 20px; } .remedy::before { content: "→ "; color: var(--soft); }
-.who { color: var(--soft); font-size: 13px; } summary { cursor: pointer; } details p { max-height: 220px; overflow: auto; }
-.scroll { overflow-x: auto; } table { border-collapse: collapse; width: 100%; font-size: 14px; }
-th, td { text-align: left; padding: 6px 12px 6px 0; border-bottom: 1px solid var(--line); vertical-align: top; } th { color: var(--soft); font-weight: 600; }
-td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
-figure { display: inline-block; margin: 6px 10px 2px 0; vertical-align: top; max-width: 140px; } figcaption { font-size: 12px; color: var(--soft); overflow-wrap: anywhere; }
-img { display: block; background: #000; border-radius: 3px; max-width: 112px; height: auto; } svg.histogram { color: var(--bar); display: block; }
-.bar { display: inline-block; height: 10px; background: var(--bar); border-radius: 2px; vertical-align: middle; min-width: 1px; }
-"""
+STYLE = Path(__file__).with_name("page.css")
 
 
 def page(checked: Checked, told: Mapping[str, Any], pictures: Mapping[tuple[int, str], bytes], sample: Sequence[int]) -> str:
@@ -51,7 +28,10 @@ def page(checked: Checked, told: Mapping[str, Any], pictures: Mapping[tuple[int,
         sample: rows whose pictures show what the set looks like.
     """
     worst = checked.findings[0].severity if checked.findings else "good"
-    verdict = "Training would refuse this set or learn something false from it" if worst == ERROR else "Nothing stands against training"
+    verdict = {
+        ERROR: "Training would refuse this set or learn something false from it",
+        WARNING: "Training would run; read the warnings first",
+    }.get(worst, "Nothing stands against training")
     parts = [
         f"<h1>{escape(checked.data.manifest.path.name)}: {told['subjects']} subjects, {told['rows']} rows</h1>",
         f'<div class="path">{escape(told["manifest"])}</div>',
@@ -62,8 +42,11 @@ def page(checked: Checked, told: Mapping[str, Any], pictures: Mapping[tuple[int,
         _attributes(told),
         _sample(checked, pictures, sample),
     ]
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>Data report</title><style>{STYLE}</style>'
-    return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n' + "\n".join(part for part in parts if part) + "\n</body></html>\n"
+    style = f"<style>\n{STYLE.read_text(encoding='utf-8')}</style>"
+    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>Data report</title>{style}'
+    return (
+        f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n' + "\n".join(part for part in parts if part) + "\n</body></html>\n"
+    )
 
 
 def _worst(checked: Checked) -> str:
@@ -126,8 +109,14 @@ def _splits(told: Mapping[str, Any]) -> str:
 def _columns(told: Mapping[str, Any]) -> str:
     if not told["columns"]:
         return ""
-    head = "<tr>" + "".join(f"<th>{name}</th>" for name in ("column", "files", "size", "voxel (mm)", "orientation", "type", "values")) + "</tr>"
-    return f'<h2>Images</h2><div class="scroll"><table>{head}{"".join(_column(name, c) for name, c in told["columns"].items())}</table></div>'
+    head = (
+        "<tr>"
+        + "".join(f"<th>{name}</th>" for name in ("column", "files", "size", "voxel (mm)", "orientation", "type", "values"))
+        + "</tr>"
+    )
+    return (
+        f'<h2>Images</h2><div class="scroll"><table>{head}{"".join(_column(name, c) for name, c in told["columns"].items())}</table></div>'
+    )
 
 
 def _column(name: str, told: Mapping[str, Any]) -> str:
@@ -178,15 +167,15 @@ def _histogram(told: Mapping[str, Sequence[float]], width: int = 240, height: in
     roots = [share**0.5 for share in told["share"]]
     top = sorted(roots)[-3] or max(roots)
     step = width / len(roots)
-    bars = "".join(
-        f'<rect x="{i * step:.1f}" y="{height - min(1.0, root / top) * height:.1f}" width="{step:.2f}" height="{min(1.0, root / top) * height:.1f}"/>'
-        for i, root in enumerate(roots)
-        if root > 0
-    )
+    bars = "".join(_bar(i * step, step, min(1.0, root / top) * height, height) for i, root in enumerate(roots) if root > 0)
     low, high = told["edges"][0], told["edges"][-1]
-    title = f"shares of voxels (square roots), from {low:g} to {high:g}"
-    axis = f'<span class="soft" style="display:flex;justify-content:space-between;width:{width}px;font-size:11px"><span>{low:.4g}</span><span>{high:.4g}</span></span>'
-    return f'<svg class="histogram" width="{width}" height="{height}" role="img" fill="currentColor"><title>{title}</title>{bars}</svg>{axis}'
+    title = f"<title>shares of voxels (square roots), from {low:g} to {high:g}</title>"
+    axis = f'<div class="axis" style="width:{width}px"><span>{low:.4g}</span><span>{high:.4g}</span></div>'
+    return f'<svg class="histogram" width="{width}" height="{height}" role="img" fill="currentColor">{title}{bars}</svg>{axis}'
+
+
+def _bar(left: float, width: float, tall: float, height: int) -> str:
+    return f'<rect x="{left:.1f}" y="{height - tall:.1f}" width="{width:.2f}" height="{tall:.1f}"/>'
 
 
 def _attributes(told: Mapping[str, Any]) -> str:
@@ -203,7 +192,9 @@ def _classes(name: str, told: Mapping[str, Any]) -> str:
         counts = [told["rows"][split][i] for split in splits]
         label = f"{i}" if title == str(i) else f"{i}: {title}"
         cells = "".join(f'<td class="number">{count}</td>' for count in counts)
-        lines += f'<tr><td>{escape(label)}</td>{cells}<td><span class="bar" style="width:{200 * sum(counts) / most:.0f}px"></span></td></tr>'
+        lines += (
+            f'<tr><td>{escape(label)}</td>{cells}<td><span class="bar" style="width:{200 * sum(counts) / most:.0f}px"></span></td></tr>'
+        )
     return f'<div class="scroll"><table>{head}{lines}</table></div>'
 
 
@@ -217,11 +208,16 @@ def _sample(checked: Checked, pictures: Mapping[tuple[int, str], bytes], sample:
     names = [name for name in checked.data.manifest.columns if name in names]
     if not names:
         return ""
+    if len(names) == 1:
+        places = [(row, names[0]) for row in sample if (row, names[0]) in pictures]
+        return "<h2>What it looks like</h2>" + "".join(_figure(checked, place, pictures[place], with_column=False) for place in places)
     head = "<tr><th></th>" + "".join(f"<th>{escape(name)}</th>" for name in names) + "</tr>"
     lines = ""
     for row in sample:
         cells = "".join(f"<td>{_image(pictures.get((row, name)), name)}</td>" for name in names)
-        lines += f'<tr><td>{escape(checked.data.subject(row))}<br><span class="soft">{escape(checked.data.split(row))}</span></td>{cells}</tr>'
+        lines += (
+            f'<tr><td>{escape(checked.data.subject(row))}<br><span class="soft">{escape(checked.data.split(row))}</span></td>{cells}</tr>'
+        )
     return f'<h2>What it looks like</h2><div class="scroll"><table style="width:auto">{head}{lines}</table></div>'
 
 

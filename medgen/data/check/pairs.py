@@ -107,10 +107,10 @@ def _edges(array: np.ndarray) -> np.ndarray:
 
 def _shift(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, float, float]:
     """(cells that `b` lies off, correlation without, correlation with), by normalised cross-correlation of the overlapping parts."""
-    shape = [2 * n for n in a.shape]
+    shape, axes = [2 * n for n in a.shape], range(a.ndim)
 
     def crossed(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        return np.fft.irfftn(np.conj(np.fft.rfftn(x, shape)) * np.fft.rfftn(y, shape), shape)
+        return np.fft.irfftn(np.conj(np.fft.rfftn(x, shape, axes)) * np.fft.rfftn(y, shape, axes), shape, axes)
 
     ones = np.ones_like(a)
     count = np.maximum(crossed(ones, ones), 1.0)

@@ -102,6 +102,10 @@ def _png(pixels: np.ndarray, aspect: float) -> bytes:
     scale = HEIGHT / max(height, width)
     size = max(1, round(width * scale)), max(1, round(height * scale))
     file = io.BytesIO()
-    smooth = Image.Resampling.NEAREST if pixels.ndim == 3 and len(np.unique(pixels.reshape(-1, 3)[:4096], axis=0)) <= len(_COLOURS) else Image.Resampling.BOX
+    smooth = (
+        Image.Resampling.NEAREST
+        if pixels.ndim == 3 and len(np.unique(pixels.reshape(-1, 3)[:4096], axis=0)) <= len(_COLOURS)
+        else Image.Resampling.BOX
+    )
     Image.fromarray(pixels).resize(size, smooth if scale < 1 else Image.Resampling.NEAREST).save(file, "PNG", optimize=True)
     return file.getvalue()

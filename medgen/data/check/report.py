@@ -34,7 +34,9 @@ def paths(folder: str | Path, overwrite: bool = False) -> tuple[Path, Path]:
     return made
 
 
-def write(checked: Checked, folder: str | Path, overwrite: bool = False, workers: int = 1, progress: Progress | None = None) -> tuple[Path, Path]:
+def write(
+    checked: Checked, folder: str | Path, overwrite: bool = False, workers: int = 1, progress: Progress | None = None
+) -> tuple[Path, Path]:
     """Draw what is worth a look, and write the page and the JSON."""
     html, plain = paths(folder, overwrite)
     told = document(checked)
@@ -60,7 +62,9 @@ def drawn(checked: Checked, workers: int, progress: Progress | None = None) -> t
             wanted.setdefault(row, [])
             wanted[row] += [column] if column not in wanted[row] else []
     rows = list(wanted)
-    views = [Views(tuple((c, source(data, row, c), data.columns[c].kind) for c in wanted[row] if c in data.rows[row].images)) for row in rows]
+    views = [
+        Views(tuple((c, source(data, row, c), data.columns[c].kind) for c in wanted[row] if c in data.rows[row].images)) for row in rows
+    ]
     made: dict[tuple[int, str], bytes] = {}
     for done, (place, result) in enumerate(each(draw, views, workers), 1):
         if progress:

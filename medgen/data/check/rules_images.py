@@ -58,15 +58,30 @@ def _values(data: Data, name: str) -> Iterator[Finding]:
     images = list(data.images(name))
     nan = [(i, image) for i, image in images if image.nonfinite]
     if nan:
-        found = f"{name}: {counted(len(nan), 'image holds', 'images hold')} NaN or infinite values ({spread([im.nonfinite for _, im in nan])} of them)"
-        yield Finding(ERROR, "not-finite", found, "training refuses them: replace these voxels (background) or mask the image", **data.told(_rows(nan), name))
+        amount = spread([im.nonfinite for _, im in nan])
+        found = f"{name}: {counted(len(nan), 'image holds', 'images hold')} NaN or infinite values ({amount} of them)"
+        yield Finding(
+            ERROR,
+            "not-finite",
+            found,
+            "training refuses them: replace these voxels (background) or mask the image",
+            **data.told(_rows(nan), name),
+        )
     flat = [(i, image) for i, image in data.valued(name) if image.constant]
     if flat and data.columns[name].kind == "labels":
         found = f"{name}: {len(flat)} of {len(images)} label maps hold the one value {tally([f'{im.low:g}' for _, im in flat])}"
-        yield Finding(NOTE, "label-empty", found, "right where there is nothing to mark; else find their labels", **data.told(_rows(flat), name))
+        yield Finding(
+            NOTE, "label-empty", found, "right where there is nothing to mark; else find their labels", **data.told(_rows(flat), name)
+        )
     elif flat:
         found = f"{name}: {counted(len(flat), 'image is', 'images are')} constant ({tally([f'{im.low:g}' for _, im in flat])})"
-        yield Finding(ERROR, "constant", found, "an empty image teaches nothing: leave these rows out or export them again", **data.told(_rows(flat), name))
+        yield Finding(
+            ERROR,
+            "constant",
+            found,
+            "an empty image teaches nothing: leave these rows out or export them again",
+            **data.told(_rows(flat), name),
+        )
     types = {image.dtype for _, image in images}
     if len(types) > 1:
         yield _types(data, name, images)
@@ -82,8 +97,14 @@ def _types(data: Data, name: str, images: list[tuple[int, Image]]) -> Finding:
     rarest = min({im.dtype for _, im in images}, key=[im.dtype for _, im in images].count)
     said = "; ".join(f"{dtype} up to about {np.median(values):.4g}" for dtype, values in tops.items())
     found = f"{name}: mixed data types: {tally([im.dtype for _, im in images])}" + (f"; and their scales differ: {said}" if apart else "")
-    remedy = "bring them to one scale, or use an intensity map that fits each image (mr_percentile)" if apart else "nothing to do: all are read as real numbers"
-    return Finding(WARNING if apart else NOTE, "mixed-types", found, remedy, **data.told([i for i, im in images if im.dtype == rarest], name))
+    remedy = (
+        "bring them to one scale, or use an intensity map that fits each image (mr_percentile)"
+        if apart
+        else "nothing to do: all are read as real numbers"
+    )
+    return Finding(
+        WARNING if apart else NOTE, "mixed-types", found, remedy, **data.told([i for i, im in images if im.dtype == rarest], name)
+    )
 
 
 def _headers(data: Data, name: str) -> Iterator[Finding]:
@@ -98,7 +119,13 @@ def _headers(data: Data, name: str) -> Iterator[Finding]:
     elif len(shapes) > 1:
         low, high = np.min(list(shapes), 0), np.max(list(shapes), 0)
         found = f"{name}: {len(shapes)} different sizes, from {_by(low)} to {_by(high)}"
-        yield Finding(NOTE, "mixed-sizes", found, "training crops and pads to `size` (pictures: options.resize=true scales): choose it with these in mind", (name,))
+        yield Finding(
+            NOTE,
+            "mixed-sizes",
+            found,
+            "training crops and pads to `size` (pictures: options.resize=true scales): choose it with these in mind",
+            (name,),
+        )
     with_place = [i for i, image in images if image.affine is not None]
     if 0 < len(with_place) < len(images):
         rest = [i for i, image in images if image.affine is None]
@@ -112,8 +139,13 @@ def _headers(data: Data, name: str) -> Iterator[Finding]:
         yield Finding(WARNING, "mixed-channels", found, "save all in the same way (grey or colour)", **data.told(odd, name))
     grey = [i for i, image in images if image.grey]
     if grey:
-        yield Finding(NOTE, "grey-as-colour", f"{name}: {len(grey)} of {len(images)} images are grey and saved as colour",
-                      "nothing to do: they are read as one channel", **data.told(grey, name))  # fmt: skip
+        yield Finding(
+            NOTE,
+            "grey-as-colour",
+            f"{name}: {len(grey)} of {len(images)} images are grey and saved as colour",
+            "nothing to do: they are read as one channel",
+            **data.told(grey, name),
+        )
 
 
 def _geometry(data: Data, name: str, images: list[tuple[int, Image]]) -> Iterator[Finding]:
@@ -127,11 +159,15 @@ def _geometry(data: Data, name: str, images: list[tuple[int, Image]]) -> Iterato
         ranges = ", ".join(f"{axis} {spread(np.round(spacings[:, k], 3))}" for k, axis in enumerate(("right", "front", "up")))
         near = ", ".join(f"{value:.3g}" for value in middle)
         found = f"{name}: voxel sizes differ (mm along {ranges})"
-        yield Finding(WARNING, "mixed-spacing", found, f"resample in training, such as data.source.spacing=[{near}]", **data.told(rows, name))
+        yield Finding(
+            WARNING, "mixed-spacing", found, f"resample in training, such as data.source.spacing=[{near}]", **data.told(rows, name)
+        )
     orientations = [image.orientation for _, image in images]
     if len(set(orientations)) > 1:
         found = f"{name}: orientations {tally([str(o) for o in orientations])}"
-        yield Finding(NOTE, "mixed-orientations", found, "nothing to do: volumes are turned to RAS when they are read for training", (name,))
+        yield Finding(
+            NOTE, "mixed-orientations", found, "nothing to do: volumes are turned to RAS when they are read for training", (name,)
+        )
 
 
 def _told_by_format(data: Data, name: str) -> Iterator[Finding]:
@@ -151,7 +187,8 @@ def _scales(data: Data, name: str) -> Iterator[Finding]:
     middle = float(np.median([top for _, top in tops])) if tops else 0.0
     far = [(i, top) for i, top in tops if middle > 0 and not middle / _SCALE <= top <= middle * _SCALE]
     if far:
-        found = f"{name}: {counted(len(far), 'image lies', 'images lie')} on another scale (99th percentile {spread([t for _, t in far])}, the middle one {middle:.4g})"
+        apart = f"99th percentile {spread([top for _, top in far])}, the middle one {middle:.4g}"
+        found = f"{name}: {counted(len(far), 'image lies', 'images lie')} on another scale ({apart})"
         remedy = "rescale them, or use an intensity map that fits each image (mr_percentile)"
         yield Finding(WARNING, "other-scale", found, remedy, **data.told([i for i, _ in far], name))
 
@@ -167,49 +204,88 @@ def _ct(data: Data, name: str, images: list[tuple[int, Image]]) -> Iterator[Find
     eight = [(i, im) for i, im in images if im.whole and im.low >= 0 and im.high <= 255 and not im.constant]
     offset = [(i, im) for i, im in images if im.low >= 0 and not im.constant and (i, im) not in eight]
     if offset:
-        found = f"{name}: {len(offset)} of {len(images)} CT images have no value below 0 (least {spread([im.low for _, im in offset])}): the offset to Hounsfield units is missing"
-        yield Finding(ERROR, "ct-offset", found, "apply the rescale intercept (mostly -1024): convert the DICOM again", **data.told(_rows(offset), name))
+        least = spread([im.low for _, im in offset])
+        share = f"{len(offset)} of {len(images)} CT images have no value below 0 (least {least})"
+        found = f"{name}: {share}: the offset to Hounsfield units is missing"
+        yield Finding(
+            ERROR,
+            "ct-offset",
+            found,
+            "apply the rescale intercept (mostly -1024): convert the DICOM again",
+            **data.told(_rows(offset), name),
+        )
     if eight:
         found = f"{name}: {len(eight)} of {len(images)} CT images have 8-bit values (0 to 255) and no Hounsfield units"
-        yield Finding(ERROR, "ct-8bit", found, "go back to the DICOM; if the window is known, use unit_range and declare the column as picture", **data.told(_rows(eight), name))
+        yield Finding(
+            ERROR,
+            "ct-8bit",
+            found,
+            "go back to the DICOM; if the window is known, use unit_range and declare the column as picture",
+            **data.told(_rows(eight), name),
+        )
     padded = [(i, im) for i, im in images if im.padding > 0]
     if padded:
-        shares = spread([float(f'{100 * im.padding:.2g}') for _, im in padded])
+        shares = spread([float(f"{100 * im.padding:.2g}") for _, im in padded])
+        least = tally([f"{im.low:g}" for _, im in padded])
         found = (
-            f"{name}: {len(padded)} of {len(images)} CT images have values below -1024 HU, which is air (least {tally([f'{im.low:g}' for _, im in padded])}; "
+            f"{name}: {len(padded)} of {len(images)} CT images have values below -1024 HU, which is air (least {least}; "
             f"{shares} % of their voxels): padding outside the scanner's field of view"
         )
-        yield Finding(WARNING, "ct-padding", found, "raise them to -1024 before training, or they become values far below the window", **data.told(_rows(padded), name))
+        yield Finding(
+            WARNING,
+            "ct-padding",
+            found,
+            "raise them to -1024 before training, or they become values far below the window",
+            **data.told(_rows(padded), name),
+        )
     dense = [(i, im) for i, im in images if im.high > 4000]
     if dense:
-        found = f"{name}: {counted(len(dense), 'image exceeds', 'images exceed')} 4000 HU (up to {max(im.high for _, im in dense):g}): metal or contrast"
+        most = max(im.high for _, im in dense)
+        found = f"{name}: {counted(len(dense), 'image exceeds', 'images exceed')} 4000 HU (up to {most:g}): metal or contrast"
         yield Finding(NOTE, "ct-metal", found, "choose the upper end of ct_hu with this in mind", **data.told(_rows(dense), name))
 
 
 def _mr(data: Data, name: str, images: list[tuple[int, Image]]) -> Iterator[Finding]:
     negative = [(i, im) for i, im in images if im.low < 0]
     if negative:
-        shares = spread([float(f'{100 * im.negative:.2g}') for _, im in negative])
+        shares = spread([float(f"{100 * im.negative:.2g}") for _, im in negative])
         stripped = [im for _, im in negative if im.zero > 0.2]
         cause = " after skull stripping or resampling (their background is 0)" if len(stripped) == len(negative) else ""
-        found = f"{name}: {len(negative)} of {len(images)} MR images have negative voxels (down to {min(im.low for _, im in negative):.4g}, {shares} % of the voxels){cause}"
+        least = f"down to {min(im.low for _, im in negative):.4g}, {shares} % of the voxels"
+        found = f"{name}: {len(negative)} of {len(images)} MR images have negative voxels ({least}){cause}"
         remedy = "a magnitude is never negative: set them to 0, or keep them knowing that mr_percentile sends them below -1"
         yield Finding(WARNING, "mr-negative", found, remedy, **data.told(_rows(negative), name))
-    eight = [(i, im) for i, im in images if im.whole and 0 <= im.low and 100 < im.high <= 255]
+    eight = [(i, im) for i, im in images if im.whole and im.low >= 0 and 100 < im.high <= 255]
     if eight:
         found = f"{name}: {len(eight)} of {len(images)} MR images have whole values up to 255: an 8-bit source"
-        yield Finding(NOTE, "mr-8bit", found, "steps of 8 bits and cut highlights stay in what is trained: prefer the original", **data.told(_rows(eight), name))
+        yield Finding(
+            NOTE,
+            "mr-8bit",
+            found,
+            "steps of 8 bits and cut highlights stay in what is trained: prefer the original",
+            **data.told(_rows(eight), name),
+        )
 
 
 def _pet(data: Data, name: str, images: list[tuple[int, Image]]) -> Iterator[Finding]:
     negative = [(i, im) for i, im in images if im.low < 0]
     if negative:
-        found = f"{name}: {len(negative)} of {len(images)} PET images have negative values (down to {min(im.low for _, im in negative):.4g})"
-        yield Finding(WARNING, "pet-negative", found, "some reconstructions leave them: set them to 0 if yours does not", **data.told(_rows(negative), name))
+        found = (
+            f"{name}: {len(negative)} of {len(images)} PET images have negative values (down to {min(im.low for _, im in negative):.4g})"
+        )
+        yield Finding(
+            WARNING,
+            "pet-negative",
+            found,
+            "some reconstructions leave them: set them to 0 if yours does not",
+            **data.told(_rows(negative), name),
+        )
     raw = [(i, im) for i, im in images if im.high > 1000]
     if raw:
         found = f"{name}: {len(raw)} of {len(images)} PET images reach {spread([im.high for _, im in raw])}: activity, and no SUV"
-        yield Finding(WARNING, "pet-activity", found, "convert to SUV by weight, dose and time of the DICOM header", **data.told(_rows(raw), name))
+        yield Finding(
+            WARNING, "pet-activity", found, "convert to SUV by weight, dose and time of the DICOM header", **data.told(_rows(raw), name)
+        )
 
 
 def _along_world(image: Image) -> tuple[float, float, float]:

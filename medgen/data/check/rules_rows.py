@@ -15,6 +15,7 @@ _TOLERANCE = 0.05  # voxels by which headers of a grid may differ; as `medgen.da
 _CELLS = 0.4  # of the coarse grid: less is within what contrasts differ
 _GAIN = 0.03  # of correlation that a shift by more than a cell must bring
 _LEAST = 0.3  # correlation below which nothing can be said of a shift
+INSTANCES = "a label map of training has classes: binarise it, or leave it out"
 _OUTSIDE = 0.2  # share of labelled voxels without image below them
 
 
@@ -43,7 +44,8 @@ def _grids(data: Data) -> Iterator[Finding]:
         found = f"{first} and {name} have different sizes in {counted(len(rows), 'row')}, such as {_by(a)} and {_by(b)}"
         yield Finding(ERROR, "grids-differ", found, f"resample {name} to the grid of {first}", **_both(data, rows, first, name))
     for (first, name), told in places.items():
-        found = f"the headers of {first} and {name} place the same voxel up to {spread([round(mm, 2) for _, mm in told])} mm apart in {counted(len(told), 'row')}"
+        apart = spread([round(mm, 2) for _, mm in told])
+        found = f"the headers of {first} and {name} place the same voxel up to {apart} mm apart in {counted(len(told), 'row')}"
         remedy = f"if the images were registered, copy the header of {first}; else resample {name} to its grid"
         yield Finding(ERROR, "headers-differ", found, remedy, **_both(data, [i for i, _ in told], first, name))
 
@@ -59,17 +61,29 @@ def _places(data: Data) -> Iterator[Finding]:
                 shifted.setdefault((pair.first, pair.second), []).append((i, pair))
     for (first, second), rows in apart.items():
         found = f"{first} and {second} do not overlap in the world in {counted(len(rows), 'row')}"
-        yield Finding(ERROR, "no-overlap", found, "their headers are wrong, or they are not of one examination: register them", **_both(data, rows, first, second))
+        yield Finding(
+            ERROR,
+            "no-overlap",
+            found,
+            "their headers are wrong, or they are not of one examination: register them",
+            **_both(data, rows, first, second),
+        )
     for (first, second), told in shifted.items():
         i, worst = max(told, key=lambda pair: np.linalg.norm(pair[1].shift))
         axes = ("right", "front", "up") if worst.unit == "mm" else ("along rows", "along columns")
         parts = ", ".join(f"{axis} {value:+.1f}" for axis, value in zip(axes, worst.shift, strict=False))
         distance = float(np.linalg.norm(worst.shift))
         found = (
-            f"{second} is shifted against {first} in {counted(len(told), 'row')}, by about {distance:.1f} {worst.unit} in {data.subject(i)} "
-            f"({parts}); edges agree to {worst.here:.2f} as they are and to {worst.there:.2f} when it is moved back"
+            f"{second} is shifted against {first} in {counted(len(told), 'row')}, by about {distance:.1f} {worst.unit} in "
+            f"{data.subject(i)} ({parts}); edges agree to {worst.here:.2f} as they are and to {worst.there:.2f} when it is moved back"
         )
-        yield Finding(WARNING, "shifted", found, "register the pair before training: a shifted target teaches blur", **_both(data, [i for i, _ in told], first, second))
+        yield Finding(
+            WARNING,
+            "shifted",
+            found,
+            "register the pair before training: a shifted target teaches blur",
+            **_both(data, [i for i, _ in told], first, second),
+        )
 
 
 def _is_shifted(pair: Pair) -> bool:
@@ -85,34 +99,39 @@ def _labels(data: Data, name: str) -> Iterator[Finding]:
     broken = [i for i, image in maps if not image.whole or image.low < 0]
     if broken:
         found = f"{name}: {counted(len(broken), 'label map has', 'label maps have')} values that are not whole numbers from 0"
-        yield Finding(ERROR, "label-values", found, "label maps are resampled with the nearest voxel only: make them again, or declare the column as image",
-                      **data.told(broken, name))  # fmt: skip
-    known = [(i, image) for i, image in maps if image.values is not None]
-    if len(known) < len(maps):
-        many = [i for i, image in maps if image.values is None]
+        remedy = "label maps are resampled with the nearest voxel only: make them again, or declare the column as image"
+        yield Finding(ERROR, "label-values", found, remedy, **data.told(broken, name))
+    many = [i for i, image in maps if image.values is None and i not in set(broken)]
+    if many:
         found = f"{name}: {counted(len(many), 'label map has', 'label maps have')} more than 64 values: numbered instances"
-        yield Finding(NOTE, "label-instances", found, "a label map of training has classes: binarise it, or leave it out", **data.told(many, name))
-        return
+        yield Finding(NOTE, "label-instances", found, INSTANCES, **data.told(many, name))
+    else:
+        yield from _classes(data, name, [(i, image) for i, image in maps if image.values is not None and i not in set(broken)])
+    yield from _outside(data, name, maps)
+
+
+def _classes(data: Data, name: str, known: list[tuple[int, Image]]) -> Iterator[Finding]:
+    """Whether the values are those of classes."""
     values = sorted({value for _, image in known for value in image.values})
     gaps = bool(values) and values != list(range(len(values)))
-    if gaps and not broken:
+    if gaps:
         found = f"{name}: the values are {', '.join(f'{v:g}' for v in values[:20])}, with gaps"
-        yield Finding(WARNING, "label-gaps", found, f"number the classes from 0 without gaps, or train with {int(values[-1]) + 1} classes", (name,))
+        renumber = f"write 1 where it is {values[1]:g}" if len(values) == 2 and values[0] == 0 else "number the classes from 0 without gaps"
+        yield Finding(WARNING, "label-gaps", found, f"{renumber}, or train with {int(values[-1]) + 1} classes", (name,))
     declared = len(data.columns[name].classes)
     over = [i for i, image in known if declared and max(image.values) >= declared and not gaps]
     if over:
         found = f"{name}: {len(over)} label maps have values above the {declared} classes that are declared"
         yield Finding(ERROR, "label-undeclared", found, "correct the classes or the maps", **data.told(over, name))
     yield from _instances(data, name, known)
-    yield from _outside(data, name, maps)
 
 
 def _instances(data: Data, name: str, known: list[tuple[int, Image]]) -> Iterator[Finding]:
     """Numbers that differ so much between images that they can hardly be classes."""
-    tops = [max(image.values) for _, image in known]
-    if len(set(tops)) > 8 and max(tops) > 16 and len(set(tops)) > len(tops) / 4:
+    tops = [max(image.values) for _, image in known if image.values]
+    if tops and len(set(tops)) > 8 and max(tops) > 16 and len(set(tops)) > len(tops) / 4:
         found = f"{name}: every map counts to another number ({spread(tops)}): numbered instances"
-        yield Finding(NOTE, "label-instances", found, "a label map of training has classes: binarise it, or leave it out", (name,))
+        yield Finding(NOTE, "label-instances", found, INSTANCES, (name,))
 
 
 def _outside(data: Data, name: str, maps: list[tuple[int, Image]]) -> Iterator[Finding]:
@@ -121,8 +140,15 @@ def _outside(data: Data, name: str, maps: list[tuple[int, Image]]) -> Iterator[F
         return
     severity = ERROR if max(share for _, share in beside) > 0.8 else WARNING
     shares = spread([round(100 * share) for _, share in beside])
-    found = f"{name}: {counted(len(beside), 'label map lies', 'label maps lie')} where the image shows nothing ({shares} % of the labelled voxels)"
-    yield Finding(severity, "label-outside", found, "turned, shifted, or of another subject: look at them on top of the image", **data.told([i for i, _ in beside], name))
+    lie = counted(len(beside), "label map lies", "label maps lie")
+    found = f"{name}: {lie} where the image shows nothing ({shares} % of the labelled voxels)"
+    yield Finding(
+        severity,
+        "label-outside",
+        found,
+        "turned, shifted, or of another subject: look at them on top of the image",
+        **data.told([i for i, _ in beside], name),
+    )
 
 
 def _both(data: Data, rows: list[int], first: str, second: str) -> dict:

@@ -13,13 +13,18 @@ _FEW = 5  # subjects below which a split measures little
 _CLASSES = 20  # distinct whole numbers beyond which an attribute is taken as a quantity
 
 
-def rules(data: Data) -> Iterator[Finding]:
+def leaks(data: Data) -> Iterator[Finding]:
+    """What makes results untrue."""
     yield from _leakage(data)
     yield from _repeated(data)
-    yield from _splits(data)
-    yield from _several(data)
+
+
+def rules(data: Data) -> Iterator[Finding]:
+    """What is missing, and how subjects and classes are shared out."""
     yield from _missing(data)
     yield from _attributes(data)
+    yield from _several(data)
+    yield from _splits(data)
 
 
 def _leakage(data: Data) -> Iterator[Finding]:
@@ -41,8 +46,13 @@ def _repeated(data: Data) -> Iterator[Finding]:
     counts = Counter(tuple(row.values()) for row in data.manifest.rows)
     subjects = tuple(row["subject"] for row in data.manifest.rows if counts[tuple(row.values())] > 1)
     if subjects:
-        yield Finding(ERROR, "repeated-row", f"{counted(len(set(subjects)), 'subject has', 'subjects have')} the same row twice",
-                      "remove the repetitions", subjects=tuple(dict.fromkeys(subjects)))  # fmt: skip
+        yield Finding(
+            ERROR,
+            "repeated-row",
+            f"{counted(len(set(subjects)), 'subject has', 'subjects have')} the same row twice",
+            "remove the repetitions",
+            subjects=tuple(dict.fromkeys(subjects)),
+        )
     nameless = sum(not row["subject"] or not row["split"] for row in data.manifest.rows)
     if nameless:
         yield Finding(ERROR, "nameless-row", f"{counted(nameless, 'row has', 'rows have')} no subject or no split", "fill these cells")
@@ -52,12 +62,17 @@ def _splits(data: Data) -> Iterator[Finding]:
     counts = {split: len({row["subject"] for row in data.manifest.rows if row["split"] == split}) for split in data.manifest.splits}
     absent = [split for split in ("train", "validation", "test") if split not in counts]
     if absent:
-        severity = ERROR if "train" in absent else WARNING
-        remedy = "share the subjects out with `medgen data split`"
-        yield Finding(severity, "no-split", f"no row is for {' or '.join(absent)}", f"{remedy}; without validation the best checkpoint is not known")
+        why = "; without validation the best checkpoint is not known" if "validation" in absent else ""
+        found = f"no row is for {' or '.join(absent)}"
+        yield Finding(ERROR if "train" in absent else WARNING, "no-split", found, f"share the subjects out with `medgen data split`{why}")
     few = [f"{split} has {counted(n, 'subject')}" for split, n in counts.items() if split != "train" and n < _FEW]
     if few:
-        yield Finding(NOTE, "small-split", "; ".join(few), "few subjects tell little about others: report intervals, or use `medgen data split --folds`")
+        yield Finding(
+            NOTE,
+            "small-split",
+            "; ".join(few),
+            "few subjects tell little about others: report intervals, or use `medgen data split --folds`",
+        )
 
 
 def _several(data: Data) -> Iterator[Finding]:
@@ -66,7 +81,13 @@ def _several(data: Data) -> Iterator[Finding]:
     if several:
         most = max(counts.values())
         found = f"{len(several)} of {len(counts)} subjects have several rows (series, visits, slices or pictures), at most {most}"
-        yield Finding(NOTE, "several-rows", found, "nothing to do: rows of a subject stay in one split, and scores are averaged by subject", subjects=several)
+        yield Finding(
+            NOTE,
+            "several-rows",
+            found,
+            "nothing to do: rows of a subject stay in one split, and scores are averaged by subject",
+            subjects=several,
+        )
 
 
 def _missing(data: Data) -> Iterator[Finding]:
@@ -75,14 +96,20 @@ def _missing(data: Data) -> Iterator[Finding]:
         if empty:
             subjects = tuple(dict.fromkeys(map(data.subject, empty)))
             found = f"{name} is missing in {len(empty)} of {len(data.manifest)} rows"
-            remedy = "train with availability masks if the task allows it, leave these rows out, or find the files"
+            remedy = "train with data.source.options.missing=true, leave these rows out, or find the files"
             yield Finding(WARNING, "missing-channel", found, remedy, (name,), subjects)
     for name in data.of("attribute"):
         empty = [i for i, row in enumerate(data.manifest.rows) if not row[name]]
         if empty:
             found = f"{name} is empty in {len(empty)} of {len(data.manifest)} rows"
-            yield Finding(WARNING, "missing-attribute", found, f"leave these rows out before training with '{name}', or do not use it",
-                          (name,), tuple(dict.fromkeys(map(data.subject, empty))))  # fmt: skip
+            yield Finding(
+                WARNING,
+                "missing-attribute",
+                found,
+                f"leave these rows out before training with '{name}', or do not use it",
+                (name,),
+                tuple(dict.fromkeys(map(data.subject, empty))),
+            )
 
 
 def _attributes(data: Data) -> Iterator[Finding]:
@@ -91,8 +118,14 @@ def _attributes(data: Data) -> Iterator[Finding]:
         if wrong:
             value = data.manifest.rows[wrong[0]][name]
             found = f"{name} has cells that are no numbers, such as '{value}', in {len(wrong)} rows"
-            yield Finding(WARNING, "attribute-not-number", found, "write classes as 0, 1, 2, ... (`medgen data scan` does), or ignore the column",
-                          (name,), tuple(dict.fromkeys(map(data.subject, wrong))))  # fmt: skip
+            yield Finding(
+                WARNING,
+                "attribute-not-number",
+                found,
+                "write classes as 0, 1, 2, ..., as `medgen data scan` does, or ignore the column",
+                (name,),
+                tuple(dict.fromkeys(map(data.subject, wrong))),
+            )
             continue
         if classes := classes_of(data, name):
             yield from _balance(data, name, classes)
@@ -122,7 +155,11 @@ def _balance(data: Data, name: str, classes: tuple[str, ...]) -> Iterator[Findin
     counts = balance(data, name, classes)
     total = [sum(split[i] for split in counts.values()) for i in range(len(classes))]
     lacking = [
-        f"{split} has no '{classes[i]}'" for split, numbers in counts.items() if sum(numbers) for i, n in enumerate(numbers) if n == 0 and total[i]
+        f"{split} has no '{classes[i]}'"
+        for split, numbers in counts.items()
+        if sum(numbers)
+        for i, n in enumerate(numbers)
+        if n == 0 and total[i]
     ]
     if lacking:
         yield Finding(WARNING, "class-absent", f"{name}: {'; '.join(lacking[:6])}", f"split again with --stratify {name}", (name,))

@@ -6,8 +6,8 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
-from pathlib import Path, PurePosixPath
+from functools import cache, cached_property
+from pathlib import Path
 
 from medgen.core.errors import MedgenError
 from medgen.data.columns import Column, coded
@@ -59,7 +59,10 @@ class Tree:
     @cached_property
     def images(self) -> tuple[str, ...]:
         """The files whose ending a format takes."""
-        return tuple(file for file in self.files if ending(file))
+        found = [file for file in self.files if ending(file)]
+        headers = {file.removesuffix(".gz")[:-4] for file in found if file.lower().removesuffix(".gz").endswith(".hdr")}
+        voxels = (".img", ".img.gz")  # the other half of an .hdr
+        return tuple(f for f in found if not (f.lower().endswith(voxels) and f.removesuffix(".gz")[:-4] in headers))
 
     @cached_property
     def folders(self) -> dict[str, list[str]]:
@@ -72,7 +75,7 @@ class Tree:
 
 @dataclass(frozen=True)
 class Match:
-    """How sure a layout is of a folder: 3 it has a file that only this layout has, 2 names fit, 1 the shape of the tree fits, 0 last resort."""
+    """How sure a layout is: 3 there is a file that only it has, 2 names fit, 1 the shape of the tree fits, 0 last resort."""
 
     certainty: int
     reason: str
@@ -109,7 +112,9 @@ class Table:
             for row in self.rows:
                 row.setdefault(name, "")
             if without and column.kind in ("image", "kspace", "labels"):
-                self.notes.append(f"{name} is missing in {len(without)} of {len(self.rows)} rows ({shortened(without)}): their cells are empty")
+                self.notes.append(
+                    f"{name} is missing in {len(without)} of {len(self.rows)} rows ({shortened(without)}): their cells are empty"
+                )
 
 
 @dataclass(frozen=True)
@@ -131,22 +136,29 @@ class Layout:
 
 def ending(file: str) -> str:
     """The ending by which a format takes this file, as it is written; '' where none does."""
-    name = PurePosixPath(file).name
-    known = [e for format in formats() for e in format.endings if name.lower().endswith(e) and len(name) > len(e)]
-    longest = max(known, key=len, default="")
+    name = file.rpartition("/")[2]
+    lower = name.lower()
+    if not lower.endswith(_endings()):
+        return ""
+    longest = next((e for e in _endings() if lower.endswith(e) and len(name) > len(e)), "")
     return name[len(name) - len(longest) :] if longest else ""
+
+
+@cache
+def _endings() -> tuple[str, ...]:
+    """Of all formats, the longest first."""
+    return tuple(sorted({e for format in formats() for e in format.endings}, key=lambda e: (-len(e), e)))
 
 
 def stem(file: str) -> str:
     """The name without folder and image ending."""
-    name = PurePosixPath(file).name
-    return name[: len(name) - len(ending(file))] if ending(file) else PurePosixPath(file).stem
+    name, end = file.rpartition("/")[2], ending(file)
+    return name[: len(name) - len(end)] if end else name.rpartition(".")[0] or name
 
 
 def parent(file: str) -> str:
     """The folder of a file, '' for the root."""
-    folder = PurePosixPath(file).parent.as_posix()
-    return "" if folder == "." else folder
+    return file.rpartition("/")[0]
 
 
 def safe_subject(name: str) -> str:

@@ -6,7 +6,7 @@ import re
 from pathlib import PurePosixPath
 
 from medgen.core.errors import MedgenError
-from medgen.data.columns import Column, by_name, safe
+from medgen.data.columns import Column, by_name, channel
 from medgen.data.scan.layout import SPLITS, Table, Tree, ending, parent, stem
 
 _FIELD = re.compile(r"\{(\w*)\}|(\*)")
@@ -26,15 +26,15 @@ def read(tree: Tree, pattern: str) -> Table:
         if not (match := expression.fullmatch(file)):
             continue
         told = match.groupdict()
-        channel = told.pop("channel", None)
-        name = safe(channel) if channel else "image"
-        key = tuple(told.values()) if channel else file
+        word = told.pop("channel", None)
+        name = channel(word) if word else "image"
+        key = tuple(told.values()) if word else file
         row = rows.setdefault(key, dict(told))
         if name in row:
             table.left_out[file] = f"a second {name} of {told['subject']}; name what tells them apart, such as {{session}}"
             continue
         row[name] = file
-        table.columns[name] = by_name(name) if channel else Column("image")
+        table.columns[name] = by_name(name) if word else Column("image")
     if not rows:
         raise MedgenError(_nothing(tree, pattern))
     table.rows = list(rows.values())
@@ -68,20 +68,26 @@ def _compiled(pattern: str) -> re.Pattern[str]:
         elif name == "_":
             text += "[^/]+"
         elif not name or not name.isidentifier():
-            raise MedgenError(f"--pattern '{pattern}': {{{name}}} is no name; write {{subject}}, {{channel}}, {{split}}, {{label}} or a word of your own")
+            raise MedgenError(
+                f"--pattern '{pattern}': {{{name}}} is no name; write {{subject}}, {{channel}}, {{split}}, {{label}} or a word of your own"
+            )
         else:
             text += f"(?P={name})" if name in seen else f"(?P<{name}>[^/]+)"
             seen.add(name)
     text += re.escape(pattern[place:])
     if "subject" not in seen:
-        raise MedgenError(f"--pattern '{pattern}': no {{subject}}; say which part of a path names the subject, such as '{{subject}}/{{channel}}.nii.gz'")
+        raise MedgenError(
+            f"--pattern '{pattern}': no {{subject}}; say which part of a path names the subject, such as '{{subject}}/{{channel}}.nii.gz'"
+        )
     return re.compile(text)
 
 
 def _split(table: Table, pattern: str) -> None:
     for row in table.rows:
         if "split" in row and row["split"].lower() not in SPLITS:
-            raise MedgenError(f"--pattern '{pattern}': {{split}} is '{row['split']}'; expected {', '.join(SPLITS)}: give that part another name")
+            raise MedgenError(
+                f"--pattern '{pattern}': {{split}} is '{row['split']}'; expected {', '.join(SPLITS)}: give that part another name"
+            )
         if "split" in row:
             row["split"] = SPLITS[row["split"].lower()]
 
@@ -89,4 +95,6 @@ def _split(table: Table, pattern: str) -> None:
 def _nothing(tree: Tree, pattern: str) -> str:
     first = (tree.images or tree.files)[:3]
     more = "" if tree.images else "; and no file has an ending that medgen reads"
-    return f"--pattern '{pattern}' fits none of {len(tree.files)} files, such as {', '.join(first)}{more}; try --pattern '{suggested(tree)}'"
+    return (
+        f"--pattern '{pattern}' fits none of {len(tree.files)} files, such as {', '.join(first)}{more}; try --pattern '{suggested(tree)}'"
+    )

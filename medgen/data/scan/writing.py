@@ -13,7 +13,6 @@ from medgen.data.columns import FILES, KINDS, describe, sidecar
 from medgen.data.scan.scanner import Scan
 
 
-
 def write(scan: Scan, path: str | Path, overwrite: bool = False) -> Path:
     """The manifest at `path`. Files below its own folder are written relative to it, others with their whole path.
 
@@ -23,7 +22,9 @@ def write(scan: Scan, path: str | Path, overwrite: bool = False) -> Path:
     path = Path(path)
     free([path, sidecar(path)], overwrite)
     columns = dict(sorted(scan.table.columns.items(), key=lambda item: KINDS.index(item[1].kind)))
-    rows = [{**row, **{name: _cell(scan.root, row[name], path) for name, c in columns.items() if c.kind in FILES}} for row in scan.table.rows]
+    rows = [
+        {**row, **{name: _cell(scan.root, row[name], path) for name, c in columns.items() if c.kind in FILES}} for row in scan.table.rows
+    ]
     split = ["split"] if any("split" in row for row in rows) else []
     save_rows(path, ["subject", *split, *columns], rows)
     save(sidecar(path), describe(columns, layout=scan.layout, source=str(scan.root)))
@@ -71,4 +72,3 @@ def as_cell(file: Path, manifest: Path) -> str:
 
 def _cell(root: Path, cell: str, manifest: Path) -> str:
     return as_cell(root / cell, manifest) if cell else ""
-

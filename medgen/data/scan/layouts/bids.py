@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from medgen.data.columns import Column, by_name, safe
+from medgen.data.columns import Column, by_name, channel, safe
 from medgen.data.scan.layout import Layout, Match, Table, Tree, ending, stem
 
-_NAME = re.compile(r"sub-(?P<subject>[A-Za-z0-9]+)(?:_ses-(?P<session>[A-Za-z0-9]+))?(?P<entities>(?:_[a-zA-Z]+-[^_]+)*)_(?P<suffix>[A-Za-z0-9]+)")
+_NAME = re.compile(
+    r"sub-(?P<subject>[A-Za-z0-9]+)(?:_ses-(?P<session>[A-Za-z0-9]+))?(?P<entities>(?:_[a-zA-Z]+-[^_]+)*)_(?P<suffix>[A-Za-z0-9]+)"
+)
 _MASKS = ("mask", "dseg", "probseg", "roi")
 
 
@@ -90,14 +92,14 @@ def _telling(images: list[_Image]) -> dict[str, list[str]]:
 
 def _column(image: _Image, keys: list[str]) -> str:
     told = [f"{key}_{value}" for key, value in image.entities if key in keys]
-    return safe("_".join([image.suffix, *told]))
+    return channel("_".join([image.suffix, *told]))
 
 
 def _participants(root: Path, table: Table) -> None:
     path = root / "participants.tsv"
     if not path.is_file():
         return
-    with path.open(newline="", encoding="utf-8-sig") as file:
+    with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
         known = {line.get("participant_id") or "": line for line in csv.DictReader(file, delimiter="\t")}
     known = {subject if subject.startswith("sub-") else f"sub-{subject}": line for subject, line in known.items()}
     columns = [c for line in list(known.values())[:1] for c in line if c and c != "participant_id"]

@@ -20,7 +20,7 @@ def fits(tree: Tree) -> Match | None:
     kinds = {_contrast(match) for match in matches}
     if len(kinds & {"t1", "t1ce", "t2", "flair"}) < 3 or "t1ce" not in kinds:
         return None
-    return Match(2, f"a folder per subject with files *_t1ce or *-t1c and {len(kinds) - 1} other kinds ({', '.join(sorted(kinds))})")
+    return Match(3, f"a folder per subject with files *_t1ce or *-t1c and {len(kinds) - 1} other kinds ({', '.join(sorted(kinds))})")
 
 
 def read(tree: Tree) -> Table:
@@ -48,7 +48,9 @@ def read(tree: Tree) -> Table:
     table.rows = [rows[case] for case in sorted(rows)]
     for name in dict.fromkeys(_OLD.values()):
         if any(name in row for row in table.rows):
-            table.columns[name] = Column("labels", about="1 necrosis, 2 oedema, 3 or 4 enhancing") if name == "seg" else Column("image", "MR")
+            table.columns[name] = (
+                Column("labels", about="1 necrosis, 2 oedema, 3 or 4 enhancing") if name == "seg" else Column("image", "MR")
+            )
     if any("session" in row for row in table.rows):
         table.columns["session"] = Column("text")
         _note(table, "the last number of a case is its time point: all time points of a patient are one subject")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import PurePosixPath
-
 from medgen.data.columns import Column, by_name
 from medgen.data.scan.layout import SPLITS, Layout, Match, Table, Tree, parent, safe_subject, shortened, stem
 
@@ -15,7 +13,9 @@ def fits(tree: Tree) -> Match | None:
     names = _classes(tree)
     if len(names) < 2 or any(by_name(name).kind == "labels" for name in names):
         return None
-    if len(names) > _MOST or len(tree.images) < _LEAST * len(names) and any(file.lower().endswith((".nii", ".nii.gz")) for file in tree.images):
+    if len(names) > _MOST or (
+        len(tree.images) < _LEAST * len(names) and any(file.lower().endswith((".nii", ".nii.gz")) for file in tree.images)
+    ):
         return None
     return Match(1, f"{len(names)} folders of images, taken as classes: {shortened(names, 6)}")
 
@@ -41,7 +41,7 @@ def _classes(tree: Tree) -> list[str]:
 
 def _place(file: str) -> tuple[str | None, str] | None:
     """(split, class) of the folders of a file."""
-    parts = PurePosixPath(parent(file)).parts
+    parts = tuple(part for part in parent(file).split("/") if part)
     if len(parts) == 2 and parts[0].lower() in SPLITS:
         return SPLITS[parts[0].lower()], parts[1]
     return (None, parts[0]) if len(parts) == 1 and parts[0].lower() not in SPLITS else None

@@ -58,7 +58,9 @@ def _tell(table: Table, unnamed: list[str], odd: list[str], scouts: list[str]) -
         counts[row["subject"]] = counts.get(row["subject"], 0) + 1
     several = [subject for subject, n in counts.items() if n > 1]
     if several:
-        table.notes.append(f"{len(several)} of {len(counts)} patients have several series ({shortened(several)}): one row each, under one subject")
+        table.notes.append(
+            f"{len(several)} of {len(counts)} patients have several series ({shortened(several)}): one row each, under one subject"
+        )
     if unnamed:
         table.notes.append(f"{len(unnamed)} series have no patient id ({shortened(unnamed)}): their folder is taken as the subject")
     if scouts:

@@ -7,7 +7,6 @@ from pathlib import PurePosixPath
 
 from medgen.core.errors import MedgenError
 from medgen.data.columns import Column
-from medgen.data.readers import peek
 from medgen.data.scan.layout import SPLITS, Layout, Match, Table, Tree, shortened
 
 _FOLDER = re.compile(r"(single|multi)coil_(train|val|test)\w*")
@@ -24,16 +23,20 @@ def fits(tree: Tree) -> Match | None:
 
 
 def read(tree: Tree) -> Table:
-    table = Table([], {"kspace": Column("kspace", "MR")})
+    from medgen.data.formats.kspace import read_kspace
+
+    table = Table(
+        [], {"image": Column("image", "MR", about="the stored reconstruction, else the root sum of squares of the k-space in the file")}
+    )
     unread = []
     for file in _files(tree):
-        row = {"subject": PurePosixPath(file).stem, "kspace": file}
+        row = {"subject": PurePosixPath(file).stem, "image": file}
         for part in PurePosixPath(file).parts[:-1]:
             match = _FOLDER.fullmatch(part)
             if split := SPLITS.get(match[2] if match else part.lower()):
                 row["split"] = split
         try:
-            told = peek(tree.root / file).meta
+            told = read_kspace(tree.root / file).header
         except MedgenError as error:
             unread.append(file)
             table.notes[:] = table.notes or [f"a header could not be read, so its patient and acquisition are not known: {error}"]

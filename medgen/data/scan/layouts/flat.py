@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from medgen.data.columns import Column, by_name, safe
+from medgen.data.columns import Column, by_name, channel
 from medgen.data.scan.layout import Layout, Match, Table, Tree, natural, stem
 
 _LAST = re.compile(r"(.+)[_-]([A-Za-z]\w*?)")
@@ -27,19 +27,22 @@ def read(tree: Tree) -> Table:
         for name in cases[case]:
             table.columns[name] = by_name(name) if name != "image" else Column("image")
     if len(cases) > 1:
-        table.notes.append("every file name is taken as a subject of its own; if it holds the patient, give a pattern such as '{subject}_{_}.png'")
+        table.notes.append(
+            "every file name is taken as a subject of its own; if it holds the patient, give a pattern such as '{subject}_{_}.png'"
+        )
     return table
 
 
 def _cases(tree: Tree) -> dict[str, dict[str, str]]:
     """Case -> channel -> file. Names end in channels when all that do not are the rest of one that does."""
     split = {file: _told(stem(file)) for file in tree.images}
-    bases = {base for base, channel in split.values() if channel}
-    named = bool(bases) and all(channel or base in bases for base, channel in split.values())
+    bases = {base for base, name in split.values() if name}
+    named = bool(bases) and all(name or base in bases for base, name in split.values())
     cases: dict[str, dict[str, str]] = {}
-    for file, (base, channel) in split.items():
-        if named and (channel or "image") not in cases.get(base, {}):
-            cases.setdefault(base, {})[safe(channel) if channel else "image"] = file
+    for file, (base, name) in split.items():
+        column = channel(name) if name else "image"
+        if named and column not in cases.get(base, {}):
+            cases.setdefault(base, {})[column] = file
         else:
             cases.setdefault(stem(file), {})["image"] = file
     return cases

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import PurePosixPath
 
 from medgen.data.columns import Column, by_name, safe
 from medgen.data.scan.layout import SPLITS, Layout, Match, Table, Tree, parent, shortened, stem
@@ -23,6 +22,8 @@ def fits(tree: Tree) -> Match | None:
     reason = f"folders {', '.join(channels)} with {len(shared)} file names in common"
     kinds = [by_name(name) for name in channels]
     masks = [kind.kind == "labels" for kind in kinds]
+    if not any(masks) and all(key.isdigit() for key in shared):
+        return None  # numbers recur by chance
     named = any(masks) or all(kind.modality or _GENERIC.fullmatch(name) for kind, name in zip(kinds, channels, strict=True))
     return Match(2 if named and not all(masks) else 1, reason)
 
@@ -54,7 +55,7 @@ def _channels(tree: Tree) -> dict[str, dict[str, dict[str, str]]]:
     """Folder name -> split ('' for none) -> stem -> file, where every image lies in split and channel folders alone."""
     found: dict[str, dict[str, dict[str, str]]] = {}
     for file in tree.images:
-        parts = PurePosixPath(parent(file)).parts
+        parts = tuple(part for part in parent(file).split("/") if part)
         splits = [SPLITS[part.lower()] for part in parts if part.lower() in SPLITS]
         others = [part for part in parts if part.lower() not in SPLITS]
         if len(others) != 1 or len(splits) > 1:

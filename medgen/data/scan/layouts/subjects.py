@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from pathlib import PurePosixPath
 
-from medgen.data.columns import Column, by_name, safe
+from medgen.data.columns import Column, by_name, channel
 from medgen.data.scan.layout import SPLITS, Layout, Match, Table, Tree, parent, shortened, stem
 
 _MOST = 30  # channels
@@ -16,7 +15,7 @@ def fits(tree: Tree) -> Match | None:
     placed = _placed(tree)
     if not placed:
         return None
-    folders = Counter(channel for _, channel in {(parent(file), channel) for file, (_, channel) in placed.items()})
+    folders = Counter(name for _, name in {(parent(file), name) for file, (_, name) in placed.items()})
     count = len({parent(file) for file in placed})
     recurring = [name for name, times in folders.items() if times > 1 and 2 * times >= count]
     known = [name for name in folders if by_name(name).kind == "labels" or by_name(name).modality]
@@ -28,15 +27,17 @@ def fits(tree: Tree) -> Match | None:
 
 def read(tree: Tree) -> Table:
     table, rows = Table([], {}), {}
-    for file, (place, channel) in _placed(tree).items():
+    for file, (place, word) in _placed(tree).items():
         subject, session, split = place
-        row = rows.setdefault(place, {"subject": subject, **({"session": session} if session else {}), **({"split": split} if split else {})})
-        name = safe(channel)
+        row = rows.setdefault(
+            place, {"subject": subject, **({"session": session} if session else {}), **({"split": split} if split else {})}
+        )
+        name = channel(word)
         if name in row:
             table.left_out[file] = f"a second {name} of {subject}"
             continue
         row[name] = file
-        table.columns[name] = by_name(channel)
+        table.columns[name] = by_name(word)
     table.rows = [rows[key] for key in sorted(rows, key=lambda p: tuple(x or "" for x in p))]
     if any("session" in row for row in table.rows):
         table.columns["session"] = Column("text")
@@ -48,7 +49,7 @@ def _placed(tree: Tree) -> dict[str, tuple[tuple[str, str | None, str | None], s
     """File -> ((subject, session, split), channel); empty where the folders do not tell."""
     found, depths = {}, set()
     for file in tree.images:
-        parts = list(PurePosixPath(parent(file)).parts)
+        parts = [part for part in parent(file).split("/") if part]
         split = SPLITS.get(parts[0].lower()) if parts else None
         parts = parts[1:] if split else parts
         depths.add(len(parts))
