@@ -70,6 +70,11 @@ def whole(rng: Rng, low: int, high: int) -> Tensor:
     return (low + torch.floor((high - low + 1) * rng.uniform((len(rng),)))).long().clamp(max=high)
 
 
+def rows_of(on: Tensor) -> list[int]:
+    """The rows that are true (one by one: a memory plan can answer nothing else)."""
+    return [row for row, one in enumerate(on.cpu()) if one]
+
+
 def check(change: Any, **ranges: tuple[float, float]) -> None:
     """Refuse values outside of [low, high]; what has several numbers is checked one by one."""
     for name, (low, high) in {"probability": (0.0, 1.0), **ranges}.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from medgen.core.errors import MedgenError, nearest
 from medgen.core.random import Rng
-from medgen.data.augment.change import Geometry, Intensity
+from medgen.data.augment.change import Geometry, Intensity, rows_of
 from medgen.data.augment.move import Move
 from medgen.data.source import Case
 
@@ -26,8 +27,11 @@ class Changes:
         self.named = {name: change for name, change in changes.items() if change is not None}
         for name, change in self.named.items():
             if not isinstance(change, (Geometry, Intensity)):
-                raise MedgenError(f"change '{name}' is a {type(change).__name__}; expected a change such as medgen.data.augment.mr.BiasField")
-        self._strength = torch.ones(1).share_memory_()  # loader processes see what the trainer sets
+                raise MedgenError(
+                    f"change '{name}' is a {type(change).__name__}; expected one such as medgen.data.augment.mr.BiasField"
+                )
+        strength = torch.ones(1)  # loader processes see what the trainer sets; a memory plan has stand-ins, which share nothing
+        self._strength = strength.share_memory_() if type(strength) is Tensor else strength
 
     @property
     def strength(self) -> float:
@@ -56,12 +60,19 @@ class Changes:
             rng: one stream per image; each call takes new draws.
             p: instead of the driven strength: a number, or one per image (B,), that multiplies the probabilities.
         """
-        strength = self.strength if p is None else p
-        stream, changed = rng.fork().to("cpu"), images.float()
-        changed = self.move(stream, images.shape[2:], strength)(changed)
-        for change in self._of(Intensity):
-            changed = recoloured(change, changed, stream.fork(), strength)
-        return changed
+        stream, strength = rng.fork().to("cpu"), self.strength if p is None else p
+        move = self.move(stream, images.shape[2:], strength)
+        return self._all_recoloured(move(images.float()), stream, strength)
+
+    def apply_pair(self, images: Tensor, given: Tensor, rng: Rng, p: Tensor | float | None = None) -> tuple[Tensor, Tensor]:
+        """The same, with `given` (B, K, *S) moved alike and nothing else done to it.
+
+        What `given` holds is not known (images, one-hot labels), so where "air" would come in at the edges both are reflected.
+        """
+        stream, strength = rng.fork().to("cpu"), self.strength if p is None else p
+        move = self.move(stream, images.shape[2:], strength)
+        move = replace(move, outside="reflection") if move.outside == "air" else move
+        return self._all_recoloured(move(images.float()), stream, strength), move(given.float())
 
     def move(self, stream: Rng, size: Sequence[int], strength: Tensor | float | None = None) -> Move:
         """All moves of voxels as one."""
@@ -86,6 +97,11 @@ class Changes:
             case = {**case, **dict(zip(change.channels, parts, strict=True))}
         return case
 
+    def _all_recoloured(self, images: Tensor, stream: Rng, strength: Tensor | float) -> Tensor:
+        for change in self._of(Intensity):
+            images = recoloured(change, images, stream.fork(), strength)
+        return images
+
     def _of(self, kind: type) -> list:
         return [change for change in self.named.values() if isinstance(change, kind)]
 
@@ -103,14 +119,15 @@ def happens(change: Geometry | Intensity, stream: Rng, strength: Tensor | float)
 
 def recoloured(change: Intensity, images: Tensor, stream: Rng, strength: Tensor | float) -> Tensor:
     """(B, C, *S) images, those changed to which it happens."""
-    rows = happens(change, stream, strength).nonzero()[:, 0]
-    if not len(rows):
+    rows = rows_of(happens(change, stream, strength))
+    if not rows:
         return images
-    drawn = change.draw(stream.of(rows.tolist()), (len(rows), *images.shape[1:]))
-    drawn, rows = {name: value.to(images.device) for name, value in drawn.items()}, rows.to(images.device)
+    drawn = change.draw(stream.of(rows), (len(rows), *images.shape[1:]))
+    drawn = {name: value.to(images.device) for name, value in drawn.items()}
     if len(rows) == len(images):
         return change.apply(images, drawn)
-    return images.index_copy(0, rows, change.apply(images[rows], drawn))
+    place = torch.tensor(rows, device=images.device)
+    return images.index_copy(0, place, change.apply(images[place], drawn))
 
 
 def images_of(case: Case) -> dict[str, np.ndarray]:

@@ -1,8 +1,8 @@
-"""Changes of values that any modality knows: contrast, noise, resolution, holes. Strengths are in units of signal: 0 air, 1 full contrast."""
+"""Changes of values that any modality knows: contrast, noise, resolution, holes. Strengths are in units of signal (0 air, 1 full)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from medgen.core.errors import MedgenError
 from medgen.core.random import Rng
 from medgen.core.tensors import broadcast
-from medgen.data.augment.change import Drawn, Intensity, between, check, signal, units, whole
+from medgen.data.augment.change import Drawn, Intensity, between, check, rows_of, signal, units, whole
 
 
 @dataclass(frozen=True)
@@ -129,10 +129,14 @@ def magnitude(real: Tensor, imaginary: Tensor) -> Tensor:
     return (real.square() + imaginary.square() + 1e-16).sqrt()
 
 
-def along(images: Tensor, drawn: Drawn, change) -> Tensor:
+def along(images: Tensor, drawn: Drawn, change: Callable[[Tensor, Drawn], Tensor]) -> Tensor:
     """`change(images, drawn)` of (b, C, ..., n) images whose last axis is the one that was drawn for them, put back in place."""
-    for axis in drawn["axis"].unique().tolist():
-        rows = (drawn["axis"] == axis).nonzero()[:, 0]
+    drawn_axes = drawn["axis"].cpu()
+    for axis in range(images.ndim - 2):
+        own = rows_of(drawn_axes == axis)
+        if not own:
+            continue
+        rows = torch.tensor(own, device=images.device)
         changed = change(images[rows].movedim(axis + 2, -1), {name: value[rows] for name, value in drawn.items()})
         images = images.index_copy(0, rows, changed.movedim(-1, axis + 2))
     return images

@@ -133,9 +133,9 @@ class Ghosting(Intensity):
 class LowField(Intensity):
     """An approximation of the image of a scanner with a lower field: less contrast, larger voxels, noise of the larger voxels' grain.
 
-    The signal becomes s^(1 - c), k-space is cut to a box, and complex noise of that bandwidth is added before the magnitude is taken. Signal to
-    noise is proportional to field and voxel volume (Marques et al. 2019). Relaxation times change with the field and with the tissue:
-    an exponent does not know that.
+    The signal becomes s^(1 - c), k-space is cut to a box, and complex noise of that bandwidth is added before the magnitude is taken.
+    Signal to noise is proportional to field and voxel volume (Marques et al. 2019). Relaxation times change with the field and with the
+    tissue: an exponent does not know that.
 
     Args:
         field: smallest and largest field in tesla; drawn uniformly in its logarithm.
