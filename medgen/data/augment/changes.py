@@ -27,9 +27,7 @@ class Changes:
         self.named = {name: change for name, change in changes.items() if change is not None}
         for name, change in self.named.items():
             if not isinstance(change, (Geometry, Intensity)):
-                raise MedgenError(
-                    f"change '{name}' is a {type(change).__name__}; expected one such as medgen.data.augment.mr.BiasField"
-                )
+                raise MedgenError(f"change '{name}' is a {type(change).__name__}; expected one such as medgen.data.augment.mr.BiasField")
         strength = torch.ones(1)  # loader processes see what the trainer sets; a memory plan has stand-ins, which share nothing
         self._strength = strength.share_memory_() if type(strength) is Tensor else strength
 

@@ -127,7 +127,7 @@ class Elastic(Geometry):
 
 
 def turned(angle: Tensor, first: int, second: int, dims: int) -> Tensor:
-    """(B, d, d) maps of the turned image's positions to the image's: at 90 degrees what lay on axis `first` comes to lie on axis `second`."""
+    """(B, d, d) maps of the turned image's positions to the image's: at 90 degrees axis `first` comes to lie on axis `second`."""
     linear = torch.eye(dims).repeat(len(angle), 1, 1)
     linear[:, first, first] = linear[:, second, second] = angle.cos()
     linear[:, first, second], linear[:, second, first] = angle.sin(), -angle.sin()

@@ -95,7 +95,7 @@ class Cutout(Intensity):
     """A box without signal (DeVries and Taylor 2017).
 
     Args:
-        size: largest share of each side.
+        size: largest share of each side; the smallest is half of it.
     """
 
     channels: Sequence[str] = ()
@@ -107,13 +107,13 @@ class Cutout(Intensity):
 
     def draw(self, rng: Rng, shape: Sequence[int]) -> Drawn:
         dims = len(shape) - 2
-        return {"centre": between(rng, 0, 1, (dims,)), "size": between(rng, 0.0, self.size, (dims,))}
+        return {"centre": between(rng, 0, 1, (dims,)), "size": between(rng, self.size / 2, self.size, (dims,))}
 
     def apply(self, images: Tensor, drawn: Drawn) -> Tensor:
         hole = torch.ones((), dtype=torch.bool, device=images.device)
         for axis, n in enumerate(images.shape[2:]):
             place = (torch.arange(n, device=images.device) + 0.5) / n
-            near = (place - drawn["centre"][:, axis, None]).abs() < drawn["size"][:, axis, None] / 2
+            near = (place - drawn["centre"][:, axis, None]).abs() <= (drawn["size"][:, axis, None] / 2).clamp(min=0.5 / n)
             hole = hole & near.reshape(len(images), *(n if a == axis else 1 for a in range(-1, images.ndim - 2)))
         return torch.where(hole, -1.0, images)
 
