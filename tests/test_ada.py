@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from medgen.checkpoint import resolve
 from medgen.core.condition import Condition
 from medgen.core.errors import MedgenError
 from medgen.core.model import Example
@@ -114,5 +115,12 @@ def test_at_zero_it_is_the_gan_without():
 
 
 def test_bad_settings_are_refused():
-    with pytest.raises(MedgenError, match="expected 0 <= start <= 1, .* found start=2"):
+    with pytest.raises(MedgenError, match=r"expected 0 <= start <= 1, .* found start=2"):
         Adaptive(FLIP, start=2)
+
+
+def test_a_checkpoint_may_name_changes_and_nothing_else_of_the_data():
+    assert resolve("medgen.data.augment.changes.Changes") is Changes
+    for name in ("medgen.data.files.FileData", "medgen.data.augmented.Changes", "medgen.data.augment.changes.MedgenError"):
+        with pytest.raises(MedgenError):
+            resolve(name)
