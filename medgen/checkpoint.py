@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 ROOMS = ("core", "nn", "models", "samplers", "operators", "solvers", "tasks", "metrics")  # what a checkpoint's recipe may build from
+AUGMENT = "medgen.data.augment."  # what a GAN's critic sees is changed by these; they read nothing
 LIBRARY: frozenset[str] = frozenset()  # full names of networks of other libraries that a recipe may build
 RENAMES: dict[str, str] = {}  # old full class name -> new one, for checkpoints of earlier releases
 
@@ -154,7 +155,8 @@ def resolve(name: str, trusted: bool = False) -> Any:
     """The class that a full dotted name stands for."""
     name = RENAMES.get(name, name) if isinstance(name, str) else str(name)
     parts = name.split(".")
-    if not trusted and name not in LIBRARY and (parts[0] != "medgen" or len(parts) < 3 or parts[1] not in ROOMS):
+    own = parts[0] == "medgen" and len(parts) >= 3 and (parts[1] in ROOMS or name.startswith(AUGMENT))
+    if not trusted and name not in LIBRARY and not own:
         raise MedgenError(
             f"the recipe names '{name}', which a checkpoint may not build: only medgen's own model classes; do not trust this file"
         )

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from medgen.data.augment import Augment
+from medgen.data.augment.basic import Augment
 
 CASE = {"t1": np.linspace(-1, 1, 64, dtype=np.float32).reshape(1, 8, 8), "t2": np.linspace(1, -1, 64, dtype=np.float32).reshape(1, 8, 8)}
 STILL = {"rotation": 0.0, "scale": 0.0, "shift": 0.0}

@@ -74,3 +74,15 @@ def test_a_batch_of_another_size_is_refused():
 def test_generators_are_reproducible_numbers():
     np.testing.assert_array_equal(generator(1, 2, 3).permutation(9), generator(1, 2, 3).permutation(9))
     assert not np.array_equal(generator(1, 2, 3).permutation(99), generator(1, 3, 2).permutation(99))
+
+
+def test_a_fork_disturbs_nothing_and_rows_are_the_same_streams():
+    rng, plain = Rng(1, 2, (3, 4, 5)), Rng(1, 2, (3, 4, 5))
+    child, other = rng.fork(), rng.fork()
+    drawn = child.normal((3, 2)), child.normal((3, 2)), other.normal((3, 2)), plain.normal((3, 2))
+    assert len({float(x[0, 0]) for x in drawn}) == 4  # streams of their own
+    plain.normal((3, 2))
+    assert torch.equal(rng.normal((3, 2)), plain.normal((3, 2)))  # a fork takes one draw, whatever is drawn from it
+    again = Rng(1, 2, (3, 4, 5)).fork()
+    assert torch.equal(again.of([2, 0]).normal((2, 2)), drawn[0][[2, 0]])
+    assert torch.equal(again.normal((3, 2)), drawn[0]) and torch.equal(child.to("cpu").normal((3, 2)), drawn[0])

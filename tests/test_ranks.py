@@ -53,6 +53,7 @@ SAMPLED = ("sampler.steps=2",)
 CHOICES = {
     "diffusion": SAMPLED,
     "gan": ("model=gan", "network.latent=4", "model.penalty.every=2", "training.accumulate=1"),
+    "gan_ada": ("model=gan_ada", "network.latent=4", "model.ada.start=0.5", "model.ada.steps=20", "+model.ada.every=2"),
     "codec": ("model=codec", "model.start=1", "network.latent=2"),
     "latent": ("model=latent_diffusion", *SAMPLED),
 }

@@ -75,10 +75,19 @@ def assert_equal(a: dict, b: dict) -> None:
     assert not [k for k in a if not torch.equal(a[k], b[k])]
 
 
-@pytest.mark.parametrize("model", ["diffusion", "gan"])
+RESUMED = {
+    "diffusion": (),
+    "gan": ("model=gan", "network.latent=4"),
+    "gan_ada": ("model=gan_ada", "network.latent=4", "model.ada.start=0.5", "model.ada.steps=20", "+model.ada.every=3"),
+}
+
+
+@pytest.mark.parametrize("model", RESUMED)
 def test_resuming_continues_bit_for_bit(tmp_path, model):
-    choice = (f"model={model}", "network.latent=4") if model == "gan" else ()
+    choice = RESUMED[model]
     whole = trained(tmp_path / "whole", *choice)
+    if model == "gan_ada":
+        assert abs(float(whole["model"]["ada.p"]) - 0.5) > 0.1, "p did not move"
     trained(tmp_path / "parts", *choice, "training.steps=4", "training.optimizer.decay=constant")
     assert resume_run(tmp_path / "parts", ["training.steps=6"]) == 0
     assert_equal(whole, state_of(tmp_path / "parts"))

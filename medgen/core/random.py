@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 
 import numpy as np
 import torch
@@ -30,14 +31,29 @@ class Rng:
     def __init__(self, seed: int, step: int = 0, samples: Sequence[int] = (0,), device: torch.device | str = "cpu"):
         self.seed, self.step, self.device = int(seed), int(step), torch.device(device)
         self.samples = tuple(int(s) for s in samples)
-        self._draws = 0
+        self._draws, self._path = 0, ()
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def to(self, device: torch.device | str) -> Rng:
         """The same streams from their start, delivering on `device`."""
-        return Rng(self.seed, self.step, self.samples, device)
+        same = copy(self)
+        same.device, same._draws = torch.device(device), 0
+        return same
+
+    def fork(self) -> Rng:
+        """Streams of their own: how much is drawn from them changes nothing that is drawn here."""
+        child = copy(self)
+        child._path, child._draws = (*self._path, self._draws), 0
+        self._draws += 1
+        return child
+
+    def of(self, rows: Sequence[int]) -> Rng:
+        """The streams of these rows of the batch, from where they are now."""
+        some = copy(self)
+        some.samples = tuple(self.samples[row] for row in rows)
+        return some
 
     def within(self, grid: Sequence[int], window: Sequence[slice]) -> Rng:
         """The same streams from their start for a window of a grid: fields of its size are cut out of the grid's fields."""
@@ -60,7 +76,7 @@ class Rng:
     def _draw(self, shape: Sequence[int], draw) -> Tensor:
         if shape[0] != len(self.samples):
             raise ValueError(f"asked for {shape[0]} samples of a generator that is keyed for {len(self.samples)}")
-        keys = ((self.seed, self.step, sample, self._draws) for sample in self.samples)
+        keys = ((self.seed, self.step, sample, *self._path, self._draws) for sample in self.samples)
         self._draws += 1
         rows = [draw(generator(*key), tuple(shape[1:])) for key in keys]
         return torch.from_numpy(np.stack([np.asarray(row) for row in rows])).to(self.device)
@@ -71,9 +87,7 @@ class _Windowed(Rng):
         super().__init__(whole.seed, whole.step, whole.samples, whole.device)
         self.grid, self.window = grid, window
         self.size = tuple(part.stop - part.start for part in window)
-
-    def to(self, device: torch.device | str) -> Rng:
-        return _Windowed(super().to(device), self.grid, self.window)
+        self._path = whole._path
 
     def _draw(self, shape: Sequence[int], draw) -> Tensor:
         if tuple(shape[2:]) != self.size:
