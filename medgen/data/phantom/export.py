@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from medgen.core.errors import MedgenError
 from medgen.core.volume import Volume
 from medgen.data.phantom.anatomy import Brain
+from medgen.data.phantom.chest.anatomy import Chest
+from medgen.data.phantom.chest.scanner import Scanner
+from medgen.data.phantom.chest.source import LABELS as CHEST_LABELS
+from medgen.data.phantom.chest.source import ChestData, channel_values
 from medgen.data.phantom.drawn import FIRST
 from medgen.data.phantom.grid import Grid
 from medgen.data.phantom.source import LABELS, PhantomData
@@ -24,7 +29,7 @@ def write_phantoms(
     seed: int = 0,
     splits: Mapping[str, int] | None = None,
 ) -> Path:
-    """Write one NIfTI per subject and channel and a manifest with the columns subject, split and the channels.
+    """Write one NIfTI per subject and channel of heads and a manifest with the columns subject, split and the channels.
 
     Args:
         folder: is created; existing files are refused.
@@ -33,38 +38,81 @@ def write_phantoms(
 
     Returns: path of `manifest.csv`; its image paths are relative to it.
     """
-    splits = dict(splits) if splits is not None else _default_splits(subjects)
+    splits = _checked(splits, subjects)
+    data = PhantomData(channels=channels, size=tuple(shape), subjects=splits, seed=seed)
+
+    def volumes(index: int) -> Iterable[tuple[str, Volume | float]]:
+        brain, grid = Brain(data.seed, index), Grid.centred(data.size)
+        stack = brain.stack(grid)
+        return ((channel, _volume(data, brain, grid, stack, channel)) for channel in data.channels)
+
+    return _write(Path(folder), splits, channels, volumes)
+
+
+def write_chests(
+    folder: str | Path,
+    subjects: int = 4,
+    channels: Sequence[str] = ("ct",),
+    shape: Sequence[int] = (128, 128, 64),
+    seed: int = 0,
+    splits: Mapping[str, int] | None = None,
+    scanner: Scanner | None = None,
+) -> Path:
+    """Write chest CT in whole Hounsfield units as NIfTI, and a manifest; as `write_phantoms`, with the attributes label, contrast and dose.
+
+    Args:
+        channels: any of ct, ct_low_dose, tissue, nodule.
+        shape: of the volumes, which cover the scanner's field of view and 320 mm along z.
+        scanner: dose, noise, padding; the default one if None.
+    """
+    splits = _checked(splits, subjects)
+    data = ChestData(channels=channels, size=tuple(shape), subjects=splits, seed=seed, scanner=scanner)
+
+    def volumes(index: int) -> Iterable[tuple[str, Volume | float]]:
+        chest, grid = Chest(data.seed, index), data.scanner.grid(data.size)
+        stack = chest.stack(grid)
+        for channel in data.channels:
+            values = channel_values(data.scanner, chest, grid, stack, channel)
+            label = channel in CHEST_LABELS
+            values = values.astype(np.uint8) if label else np.round(values).astype(np.float32)
+            yield channel, Volume(values[None], grid.affine, "label" if label else "HU")
+        yield from {"label": int(chest.has_nodule), "contrast": int(chest.traits.contrast), "dose": data.scanner.dose_of(chest)}.items()
+
+    return _write(Path(folder), splits, (*channels, "label", "contrast", "dose"), volumes)
+
+
+def _checked(splits: Mapping[str, int] | None, subjects: int) -> dict[str, int]:
+    if splits is None and subjects < 3:
+        raise MedgenError(f"{subjects} subjects cannot fill train, validation and test; ask for at least 3, or pass splits")
+    splits = dict(splits) if splits is not None else {"train": subjects - 2, "validation": 1, "test": 1}
     if sum(splits.values()) != subjects:
         raise MedgenError(f"splits {splits} hold {sum(splits.values())} subjects; expected {subjects}")
-    data = PhantomData(channels=channels, size=tuple(shape), subjects=splits, seed=seed)
-    manifest = Path(folder) / "manifest.csv"
+    return splits
+
+
+def _write(
+    folder: Path, splits: Mapping[str, int], columns: Sequence[str], subject: Callable[[int], Iterable[tuple[str, Volume | float]]]
+) -> Path:
+    """Save what `subject(index)` gives: volumes as files, the rest as cells of the manifest."""
+    manifest = folder / "manifest.csv"
     if manifest.exists():
         raise MedgenError(f"{manifest} exists; choose another folder")
-    manifest.parent.mkdir(parents=True, exist_ok=True)
-    names = [(split, FIRST[split] + i) for split, count in splits.items() for i in range(count)]
-    rows = [_write_subject(manifest.parent, data, f"sub-{n:02d}", split, index) for n, (split, index) in enumerate(names)]
+    folder.mkdir(parents=True, exist_ok=True)
+    places = [(split, FIRST[split] + i) for split, count in splits.items() for i in range(count)]
+    rows = []
+    for n, (split, index) in enumerate(places):
+        row: dict[str, Any] = {"subject": f"sub-{n:02d}", "split": split}
+        for column, value in subject(index):
+            row[column] = value
+            if isinstance(value, Volume):
+                row[column] = f"{row['subject']}/{column}.nii.gz"
+                value.save(folder / row[column])
+        rows.append(row)
     with manifest.open("w", newline="") as file:
-        writer = csv.DictWriter(file, ["subject", "split", *channels])
+        writer = csv.DictWriter(file, ["subject", "split", *columns])
         writer.writeheader()
         writer.writerows(rows)
     return manifest
-
-
-def _default_splits(subjects: int) -> dict[str, int]:
-    if subjects < 3:
-        raise MedgenError(f"{subjects} subjects cannot fill train, validation and test; ask for at least 3, or pass splits")
-    return {"train": subjects - 2, "validation": 1, "test": 1}
-
-
-def _write_subject(folder: Path, data: PhantomData, subject: str, split: str, index: int) -> dict[str, str]:
-    brain = Brain(data.seed, index)
-    grid = Grid.centred(data.size)
-    stack = brain.stack(grid)
-    row = {"subject": subject, "split": split}
-    for channel in data.channels:
-        row[channel] = f"{subject}/{channel}.nii.gz"
-        _volume(data, brain, grid, stack, channel).save(folder / row[channel])
-    return row
 
 
 def _volume(data: PhantomData, brain: Brain, grid: Grid, stack: np.ndarray, channel: str) -> Volume:

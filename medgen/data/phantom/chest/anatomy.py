@@ -45,7 +45,12 @@ class Chest:
             return fine.reshape(*fine.shape[:3], grid.shape[2], planes).mean(-1)
         voxel, out = max(float(np.mean(grid.spacing)), RESOLUTION), np.empty((len(TISSUES), *grid.shape), np.float32)
         arteries, veins, airways = self.trees
-        whole = (tree.splat(arteries, grid, voxel), tree.splat(veins, grid, voxel), tree.splat(airways, grid, voxel), tree.splat(airways, grid, voxel, 0.7))
+        whole = (
+            tree.splat(arteries, grid, voxel),
+            tree.splat(veins, grid, voxel),
+            tree.splat(airways, grid, voxel),
+            tree.splat(airways, grid, voxel, 0.7),
+        )
         for place, part in grid.pieces():
             trees = Trees(*(fraction[place].ravel() for fraction in whole))
             out[:, *place] = paint(self.traits, part.points(), voxel, trees, self.nodules).reshape(-1, *part.shape)

@@ -100,7 +100,7 @@ def diaphragm(t: Traits, p: Points) -> Array:
     """Depth below the diaphragm: two domes, the right one higher, that fall steeply towards the chest wall."""
     x, y, z = p
     right = -92.0 - 84.0 * (np.square((x - 62.0) / 84.0) + np.square((y - 10.0) / 104.0)) ** 1.3
-    left = -110.0 - 76.0 * (np.square((x + 64.0) / 82.0) + np.square((y - 10.0) / 104.0)) ** 1.3
+    left = -104.0 - 80.0 * (np.square((x + 64.0) / 82.0) + np.square((y - 10.0) / 104.0)) ** 1.3
     height = smooth_max(right, left, 16.0) + t.rise
     return (height - z) * 0.75
 

@@ -67,7 +67,9 @@ def lung_depth(t: Traits, p: Points) -> Array:
     """Depth (mm) into the lungs at standard points, positive inside."""
     c = torso.cage(p)
     below = organs.diaphragm(t, p)
-    inner = np.max([organs.heart(t, p, below).sac, organs.arterial(p), organs.venous(p), organs.airway(p) + 1.4, organs.OESOPHAGUS.depth(p)], 0)
+    inner = np.max(
+        [organs.heart(t, p, below).sac, organs.arterial(p), organs.venous(p), organs.airway(p) + 1.4, organs.OESOPHAGUS.depth(p)], 0
+    )
     return organs.lungs(t, p, c, organs.mediastinum(t, p, c, inner), below)
 
 

@@ -22,11 +22,21 @@ _CUT = 0.75  # cycles per mm at which the smooth reconstruction kernel has falle
 _BLOCK, _ANGLES = 64, 48
 
 # Standard deviation (HU) of the texture within a tissue, where it is not that of its table value alone.
-GRAIN = {"lung": 18.0, "fat": 7.0, "soft": 9.0, "organ": 4.0, "heart": 4.0, "marrow": 50.0, "cartilage": 20.0, "solid": 8.0, "ground_glass": 40.0}
+GRAIN = {
+    "lung": 34.0,
+    "fat": 7.0,
+    "soft": 9.0,
+    "organ": 4.0,
+    "heart": 4.0,
+    "marrow": 50.0,
+    "cartilage": 20.0,
+    "solid": 8.0,
+    "ground_glass": 40.0,
+}
 # The range that a tissue's mean takes over subjects. Soft tissue, blood and organs are lower without contrast medium. Lung and bone after
 # the usual textbook values; cortical bone, trabecular bone and cartilage as typical values rather than one study's.
 RANGES = {
-    "air": (-1000, -1000), "lung": (-930, -790), "fat": (-105, -105), "soft": (52, 60), "fluid": (15, 15), "organ": (55, 105),
+    "air": (-1000, -1000), "lung": (-930, -790), "fat": (-105, -105), "soft": (47, 56), "fluid": (15, 15), "organ": (55, 105),
     "heart": (45, 110), "venous": (42, 340), "arterial": (42, 320), "cartilage": (105, 105), "marrow": (110, 270), "bone": (900, 900),
     "airway": (-1000, -1000), "solid": (35, 60), "ground_glass": (-620, -620), "table": (60, 60),
 }  # fmt: skip
@@ -71,13 +81,15 @@ class Scanner:
     thickness: float = 5.0
     dose: float | Sequence[float] = 1.0
     low_dose: float = 0.1
-    noise: float = 12.0
+    noise: float = 24.0
     padding: float | None = None
 
     def __post_init__(self):
         low, high = self._doses
         if not 0 < low <= high or self.low_dose <= 0:
-            raise MedgenError(f"dose {self.dose} and low_dose {self.low_dose}: expected numbers above 0, or a pair with the lower one first")
+            raise MedgenError(
+                f"dose {self.dose} and low_dose {self.low_dose}: expected numbers above 0, or a pair with the lower one first"
+            )
         if self.fov <= 0 or self.thickness <= 0 or self.noise < 0:
             raise MedgenError(f"fov {self.fov}, thickness {self.thickness} and noise {self.noise} must be lengths above 0 and noise from 0")
 
@@ -148,7 +160,8 @@ def _paths(picture: Array, spacing: Sequence[float], views: int, step: float, bi
     for i, n in enumerate(blocks):
         mu = np.add.reduceat(mu, np.arange(0, mu.shape[i], n), axis=i)
     x, y = (
-        (np.arange(m) * n + (n - 1) / 2 - (whole - 1) / 2) * s for m, n, whole, s in zip(mu.shape, blocks, picture.shape, spacing, strict=True)
+        (np.arange(m) * n + (n - 1) / 2 - (whole - 1) / 2) * s
+        for m, n, whole, s in zip(mu.shape, blocks, picture.shape, spacing, strict=True)
     )
     wide = max(n * s for n, s in zip(blocks, spacing, strict=True))
     weight = mu.ravel() * (spacing[0] * spacing[1] / wide)

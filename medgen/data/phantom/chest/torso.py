@@ -125,8 +125,8 @@ def ribs(t: Traits, p: Points, c: Cage) -> tuple[Array, Array]:
     u = (z + course - t.phase - 7.0) / PERIOD
     number = np.round(u)
     dz = (u - number) * (PERIOD * 0.95)
-    across = -c.depth - 5.8
-    flat = 3.5 + 0.7 * np.clip((angle - 0.7) * 8, 0, 1)
+    across = -c.depth - 6.0
+    flat = 3.9 + 0.5 * np.clip((angle - 0.7) * 8, 0, 1)
     sx, sz = across / (flat * flat), dz / (6.6 * 6.6)
     norm = np.sqrt(across * sx + dz * sz) + 1e-4
     depth = norm * (1 - norm) / (np.hypot(sx, sz) + 1e-4)

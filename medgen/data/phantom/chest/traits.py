@@ -56,7 +56,9 @@ def draw_traits(seed: int, index: int) -> Traits:
     rng = generator(seed, index, 1)
     normal = lambda spread=1.0: float(spread * np.clip(rng.standard_normal(), -2, 2))  # noqa: E731
     female, contrast = bool(rng.random() < 0.45), bool(rng.random() < 0.65)
-    arterial, venous = (float(np.clip(215 + normal(45), 130, 320)), float(np.clip(200 + normal(55), 120, 340))) if contrast else (42.0, 42.0)
+    arterial, venous = (
+        (float(np.clip(215 + normal(45), 130, 320)), float(np.clip(200 + normal(55), 120, 340))) if contrast else (42.0, 42.0)
+    )
     size = 0.945 + normal(0.04) - 0.05 * female
     return Traits(
         scale=np.float32([size + normal(0.02), size + normal(0.03), 0.97 + normal(0.035)]),
