@@ -168,8 +168,8 @@ def quiet(values: np.ndarray, where: np.ndarray, pixel: float) -> float:
 
 def table(real: dict[str, list[float]], drawn: dict[str, list[float]]) -> str:
     count = len(next(iter(real.values())))
-    lines = [f"| statistic | unit | real: median (5th to 95th percentile of {count} patients) | drawn: median (5th to 95th of {SUBJECTS}) | within |"]
-    lines.append("|---|---|---|---|---|")
+    spans = f"real: median (5th to 95th percentile of {count} patients) | drawn: median (5th to 95th of {SUBJECTS})"
+    lines = [f"| statistic | unit | {spans} | within |", "|---|---|---|---|---|"]
     for name, unit in UNITS.items():
         (low, mid, high), (a, b, c) = (np.nanpercentile(group[name], (5, 50, 95)) for group in (real, drawn))
         digits = 2 if name.startswith("spectrum") else 1 if unit == "%" or "noise" in name else 0
@@ -196,7 +196,7 @@ def panels() -> Iterator[list[np.ndarray]]:
     yield [shown(3, z) for z in (52, 24, -18, -44, -84)]
     yield [shown(3, z, lung=True) for z in (52, 24, -18, -44, -84)]
     yield [shown(i, z) for i, z in ((1, 30), (6, -30), (8, -62), (11, -20), (12, -104))]
-    yield [*(shown(i, lung=True, nodule=True) for i in (2, 6, 9)), shown(9, what="tissue", nodule=True), shown(8, -62, dose=0.1)]
+    yield [*(shown(i, lung=True, nodule=True) for i in (1, 10, 20)), shown(10, what="tissue", nodule=True), shown(8, -62, dose=0.1)]
 
 
 if __name__ == "__main__":

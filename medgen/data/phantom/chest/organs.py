@@ -11,7 +11,10 @@ from medgen.data.phantom.chest.traits import Traits
 from medgen.data.phantom.shapes import Array, Points, Tube, beyond, ellipsoid, smooth_max, smooth_min
 
 AORTA = (
-    Tube(((-2, 16, -58, 15), (10, 24, -36, 16), (16, 24, -10, 15.5), (14, 16, 14, 15), (4, 2, 29, 13.5), (-10, -16, 33, 13), (-22, -32, 27, 12.5), (-29, -44, 8, 12))),
+    Tube((
+        (-4, 22, -58, 15), (9, 31, -36, 16), (15, 31, -10, 15.5), (13, 20, 14, 15),
+        (4, 2, 29, 13.5), (-10, -16, 33, 13), (-22, -32, 27, 12.5), (-29, -44, 8, 12),
+    )),
     Tube(((-29, -44, 8, 12), (-29, -47, -40, 11.5), (-24, -44, -90, 11), (-14, -36, -140, 10.5), (-8, -32, -240, 9))),
 )  # fmt: skip
 BRANCHES = (
@@ -31,8 +34,8 @@ CAVA = (
     Tube(((7, -39, 12, 3.5), (8, -38, -60, 3.5), (6, -38, -160, 3))),
 )
 PULMONARY_ARTERIES = (
-    Tube(((-16, 42, -56, 14), (-21, 32, -28, 14), (-20, 14, -13, 13), (-36, -8, -7, 10.5), (-48, -24, -14, 9), (-53, -30, -32, 7.5))),
-    Tube(((-20, 12, -15, 12), (6, -5, -19, 10.5), (34, -8, -23, 9.5), (45, -14, -32, 7.5))),
+    Tube(((-16, 52, -56, 14), (-21, 41, -28, 14.5), (-20, 18, -13, 13), (-36, -8, -7, 10.5), (-48, -24, -14, 9), (-53, -30, -32, 7.5))),
+    Tube(((-20, 14, -15, 12), (6, -2, -19, 10.5), (34, -8, -23, 9.5), (45, -14, -32, 7.5))),
 )
 TRACHEA = Tube(((-1, -20, -1, 7), (0, -18, 8, 8.2), (1, -12, 40, 8.2), (2, -2, 74, 8.4), (2, 8, 120, 8.4)))
 BRONCHI = (
@@ -40,6 +43,8 @@ BRONCHI = (
     Tube(((0, -20, 0, 7), (-26, -24, -19, 5.8), (-44, -24, -30, 5.4), (-48, -32, -50, 4.2))),
 )
 OESOPHAGUS = Tube(((-4, -16, 110, 6), (-5, -24, 50, 6.5), (-5, -35, 0, 6.5), (-6, -33, -60, 7), (-18, -24, -110, 8), (-34, -8, -132, 9)))
+
+WALL = 1.4  # of trachea and main bronchi
 
 
 @dataclass(frozen=True)
@@ -54,21 +59,42 @@ class Heart:
 
 def heart(t: Traits, p: Points, below: Array) -> Heart:
     """It rests on the diaphragm."""
-    q = tuple((v - c) / t.heart + c for v, c in zip(p, (-15.0, 15.0, -60.0), strict=True))
+    q = tuple((v - c) / t.heart + c for v, c in zip(p, (-15.0, 20.0, -60.0), strict=True))
     x, y, z = q
-    tilt = (x + 0.35 * (y - 10.0), y - 0.30 * (x + 40.0), z)
-    left = ellipsoid(tilt, (-44, 10, -86), (40, 40, 40))
-    right = ellipsoid(q, (-12, 44, -84), (50, 31, 44))
-    atrium = ellipsoid(q, (31, 20, -72), (31, 31, 40))
-    back = ellipsoid(q, (-1, -9, -57), (36, 21, 27))
+    axis = (0.56 * (y - 18.0) - 0.83 * (x + 44.0), 0.83 * (y - 18.0) + 0.56 * (x + 44.0), z)
+    left = ellipsoid(axis, (0, 0, -86), (49, 37, 40))
+    right = ellipsoid(q, (-10, 54, -84), (52, 31, 44))
+    atrium = ellipsoid(q, (32, 26, -72), (31, 32, 40))
+    back = ellipsoid(q, (-2, -6, -57), (36, 22, 27))
     muscle = smooth_max(smooth_max(left, right, 12.0), smooth_max(atrium, back, 8.0), 12.0)
-    cavity = ellipsoid(tilt, (-45, 9, -83), (28, 28, 30))
+    cavity = ellipsoid(axis, (-2, 0, -83), (37, 25.5, 30))
     arterial = np.maximum(cavity, back + -3.0)
     venous = np.maximum(smooth_min(right - 5.0, -left - 1.0, 4.0), atrium - 3.0)
     grooves = smooth_min(beyond(np.abs(right - atrium), -right), beyond(np.abs(left - back), -left), 2.0)
     muscle = smooth_min(muscle - 5.0 * np.exp(-np.square(grooves / 7.0)), 1.0 - below, 8.0)
     sac = smooth_max(smooth_max(left, right, 16.0), smooth_max(atrium, back, 14.0), 18.0) + 2.5
     return Heart(np.minimum(sac, 3.0 - below), muscle, np.minimum(arterial, muscle - 2.5), np.minimum(venous, muscle - 2.5))
+
+
+@dataclass(frozen=True)
+class Content:
+    """Depths (mm) into what the rib cage holds; `below` is the depth below the diaphragm, `airway` that into the lumen."""
+
+    lung: Array
+    heart: Heart
+    arterial: Array
+    venous: Array
+    airway: Array
+    oesophagus: Array
+    below: Array
+
+
+def content(t: Traits, p: Points, c: torso.Cage) -> Content:
+    below = diaphragm(t, p)
+    own, blood = heart(t, p, below), (arterial(p), venous(p))
+    air, gullet = airway(p), OESOPHAGUS.depth(p)
+    between = mediastinum(t, p, c, np.max([own.sac, *blood, air + WALL, gullet], 0))
+    return Content(lungs(c, between, below), own, *blood, air, gullet, below)
 
 
 def arterial(p: Points) -> Array:
@@ -91,7 +117,7 @@ def mediastinum(t: Traits, p: Points, c: torso.Cage, inner: Array) -> Array:
     x, y, z = p
     wide = np.clip((z - 10.0) / 50.0, 0, 1)
     core = torso._ellipse(x, y + 8.0, 19.0 + 9.0 * wide, 46.0 - 8.0 * wide)
-    front = np.clip(26.0 - c.depth, 0, 26) * 0.55 * (y > 0)
+    front = np.clip(34.0 - c.depth, 0, 34) * 0.62 * (y > 0)
     sheet = np.minimum(1.6 + front - np.abs(x + 3.0 + 2.0 * t.bend(p)), y + 10.0)
     return smooth_max(smooth_max(inner + 2.5, core, 16.0), smooth_max(sheet, torso.column(p), 8.0), 14.0)
 
@@ -105,7 +131,7 @@ def diaphragm(t: Traits, p: Points) -> Array:
     return (height - z) * 0.75
 
 
-def lungs(t: Traits, p: Points, c: torso.Cage, between: Array, below: Array) -> Array:
+def lungs(c: torso.Cage, between: Array, below: Array) -> Array:
     """Depth into the lungs: what the cage holds above the diaphragm and beside the mediastinum `between`."""
     depth = smooth_min(c.depth - 1.2, -between, 9.0)
     return smooth_min(depth, -below - 0.5, 5.0)

@@ -12,7 +12,8 @@ from medgen.data.phantom.grid import standard
 from medgen.data.phantom.shapes import Array, Points, cover, cover_sheet, ellipsoid, over
 
 TISSUES = (
-    "air", "lung", "fat", "soft", "fluid", "organ", "heart", "venous", "arterial", "cartilage", "marrow", "bone", "airway", "solid", "ground_glass", "table",
+    "air", "lung", "fat", "soft", "fluid", "organ", "heart", "venous", "arterial",
+    "cartilage", "marrow", "bone", "airway", "solid", "ground_glass", "table",
 )  # fmt: skip
 AIR, LUNG, FAT, SOFT, FLUID, ORGAN, HEART, VENOUS, ARTERIAL, CARTILAGE, MARROW, BONE, AIRWAY, SOLID, GROUND, TABLE = range(len(TISSUES))
 
@@ -65,20 +66,15 @@ def paint(t: Traits, world: Points, voxel: float, trees: Trees, nodules: tuple[N
 
 def lung_depth(t: Traits, p: Points) -> Array:
     """Depth (mm) into the lungs at standard points, positive inside."""
-    c = torso.cage(p)
-    below = organs.diaphragm(t, p)
-    inner = np.max(
-        [organs.heart(t, p, below).sac, organs.arterial(p), organs.venous(p), organs.airway(p) + 1.4, organs.OESOPHAGUS.depth(p)], 0
-    )
-    return organs.lungs(t, p, c, organs.mediastinum(t, p, c, inner), below)
+    return organs.content(t, p, torso.cage(p)).lung
 
 
 def _paint_table(t: Traits, world: Points, voxel: float, out: Array) -> None:
     """Two curved sheets with light foam between them, below the back."""
     x, y, _ = world
     back = CENTRE[1] + t.move[1] - t.scale[1] * (111.0 + 0.55 * t.fat) - 5.0
-    top = back + 0.00075 * np.square(x) - y
-    bottom = back - 42.0 + 0.0018 * np.square(x) - y
+    top = back + 0.0008 * np.square(x) - y
+    bottom = back - 40.0 + 0.0011 * np.square(x) - y
     wide = cover(204.0 - np.abs(x), voxel)
     sheets = np.maximum(cover_sheet(np.abs(top), 0.9, voxel), cover_sheet(np.abs(bottom), 1.1, voxel)) * wide
     foam = cover(np.minimum(top, -bottom), voxel) * wide * 0.045
@@ -90,7 +86,7 @@ def _paint_wall(t: Traits, p: Points, c: torso.Cage, fascia: Array, outer: Array
     over(out, SOFT, cover(outer, voxel))
     over(out, FAT, cover(outer - 1.8, voxel))
     if t.female:
-        gland = np.minimum(torso.breasts(t, p) - 9.0 + 7.0 * t.lobules(p), fascia * -1.0 - 2.0)
+        gland = np.minimum(torso.breasts(t, p) - 9.0 + 7.0 * t.lobules(p), -fascia - 2.0)
         over(out, SOFT, cover(gland, voxel) * 0.8)
     sheet, armpit = torso.planes(t, p, c)
     over(out, SOFT, cover(np.minimum(fascia, outer - 2.5), voxel))
@@ -104,7 +100,8 @@ def _paint_wall(t: Traits, p: Points, c: torso.Cage, fascia: Array, outer: Array
 
 def _paint_inside(t: Traits, p: Points, c: torso.Cage, voxel: float, out: Array) -> Array:
     """Everything inside the rib cage but the small vessels of the lung; returns the depth into the lungs."""
-    below = organs.diaphragm(t, p)
+    held = organs.content(t, p, c)
+    below, heart = held.below, held.heart
     over(out, FAT, cover(c.depth - 0.8, voxel))
     over(out, SOFT, cover(np.minimum(below, c.depth), voxel))
     over(out, FAT, cover(np.minimum(below - 3.5, c.depth - 3.0), voxel))
@@ -114,22 +111,17 @@ def _paint_inside(t: Traits, p: Points, c: torso.Cage, voxel: float, out: Array)
         over(out, SOFT, cover(belly.stomach, voxel))
         over(out, FLUID, cover(belly.fluid, voxel))
         over(out, AIR, cover(belly.gas, voxel))
-    heart = organs.heart(t, p, below)
-    arterial, venous, airway = organs.arterial(p), organs.venous(p), organs.airway(p)
-    oesophagus = organs.OESOPHAGUS.depth(p)
-    inner = np.max([heart.sac, arterial, venous, airway + 1.4, oesophagus], 0)
-    lung = organs.lungs(t, p, c, organs.mediastinum(t, p, c, inner), below)
-    over(out, LUNG, cover(lung, voxel))
-    over(out, SOFT, cover(oesophagus, voxel))
+    over(out, LUNG, cover(held.lung, voxel))
+    over(out, SOFT, cover(held.oesophagus, voxel))
     over(out, FAT, cover(heart.sac, voxel))
     over(out, HEART, cover(heart.muscle, voxel))
     over(out, VENOUS, cover(heart.venous, voxel))
     over(out, ARTERIAL, cover(heart.arterial, voxel))
-    over(out, VENOUS, cover(venous, voxel))
-    over(out, ARTERIAL, cover(arterial, voxel))
-    over(out, SOFT, cover(airway + 1.4, voxel))
-    over(out, AIRWAY, cover(airway, voxel))
-    return lung
+    over(out, VENOUS, cover(held.venous, voxel))
+    over(out, ARTERIAL, cover(held.arterial, voxel))
+    over(out, SOFT, cover(held.airway + organs.WALL, voxel))
+    over(out, AIRWAY, cover(held.airway, voxel))
+    return held.lung
 
 
 def _paint_lung(t: Traits, p: Points, lung: Array, voxel: float, trees: Trees, out: Array) -> None:

@@ -23,7 +23,7 @@ _BLOCK, _ANGLES = 64, 48
 
 # Standard deviation (HU) of the texture within a tissue, where it is not that of its table value alone.
 GRAIN = {
-    "lung": 34.0,
+    "lung": 28.0,
     "fat": 7.0,
     "soft": 9.0,
     "organ": 4.0,

@@ -108,7 +108,7 @@ def channel_values(scanner: Scanner, chest: Chest, grid: Grid, stack: np.ndarray
 
 
 def slice_height(chest: Chest, number: int, slices: int) -> float:
-    """World height (mm) of slice `number`: spread over the lungs with a jitter, three of four through the largest nodule if there is one."""
+    """World height (mm) of slice `number`: spread over the lungs with a jitter, three of four through the largest nodule."""
     u = float(generator(chest.seed, chest.index, 5, number).random())
     if chest.nodules and number % 4:
         largest = chest.nodules[0]

@@ -75,7 +75,9 @@ def cage(p: Points) -> Cage:
     x, y, z = p
     a, b = CAGE_WIDTH(z), CAGE_DEPTH(z)
     y = y - CAGE_Y(z)
-    y = y - 16.0 * np.exp(-np.square(x * (1 / 42.0))) * np.clip(-y / b, 0, 1)
+    back = np.clip(-y / b, 0, 1)
+    y = y - 24.0 * np.exp(-np.square(x * (1 / 36.0))) * back
+    b = b * (0.97 + 0.14 * back)
     lean = y / b
     a = a * (1 - 0.08 * np.clip(lean, -1, 1.3) - 0.05 * np.square(np.clip(lean, 0, 1.3)))
     angle = np.arctan2(np.abs(x) / a, -lean) * np.float32(1 / np.pi)
@@ -89,12 +91,17 @@ def muscles(t: Traits, p: Points) -> Array:
     q = (a, y, z)
     thick = 22.0 * (t.muscle - 1)
     main = superellipse(x, y - BODY_Y(z), BODY_WIDTH(z) + thick, BODY_DEPTH(z) + 0.4 * thick, 2.35)
-    shoulder = ellipsoid(q, (104, -76, 30), (54 * t.muscle, 42, 100))
+    shoulder = ellipsoid(q, (104, -74, 42), (52 * t.muscle, 42, 92))
     breast = ellipsoid(q, (78, 56, 32), (60, 36 * t.muscle, 62))
-    back = ellipsoid((a, y, z * 0.15), (32, -104, 0), (36, 21 * t.muscle, 200))
+    back = erector(t, p)
     groove = beyond(a, -95.0 - y)
     depth = smooth_max(smooth_max(main, shoulder, 18.0), smooth_max(breast, back, 10.0), 14.0)
     return depth - 5.0 * np.exp(-np.square(groove / 12.0)) * (y < -95)
+
+
+def erector(t: Traits, p: Points) -> Array:
+    """Depth into the long muscles of the back, beside the spinous processes."""
+    return ellipsoid((np.abs(p[0]), p[1], p[2] * 0.15), (32, -104, 0), (36, 20 * t.muscle, 200))
 
 
 def skin(t: Traits, p: Points, fascia: Array) -> Array:
@@ -188,8 +195,9 @@ def shoulders(p: Points, c: Cage) -> Array:
 def planes(t: Traits, p: Points, c: Cage) -> tuple[Array, Array]:
     """Distance from the sheets of fat between the layers of muscle, and depth into the fat of the armpit."""
     out = -c.depth - 15.0 - 2.0 * t.bend(p)
-    sheet = beyond(np.abs(out), 0.16 - c.angle)
-    sheet = np.minimum(sheet, beyond(np.abs(out - 16.0 - 3.0 * (c.angle - 0.4)), 0.16 - c.angle))
+    sheet = beyond(np.abs(out), 40.0 * (0.3 - c.angle))
+    sheet = np.minimum(sheet, beyond(np.abs(out - 16.0), 40.0 * (0.22 - c.angle), 40.0 * (c.angle - 0.62)))
+    sheet = np.minimum(sheet, np.abs(erector(t, p) - 2.0))
     sheet = np.minimum(sheet, beyond(14.0 * np.abs(t.seams(p)), 6.0 - out))
     armpit = ellipsoid((np.abs(p[0]), p[1], p[2]), (134, 16, 44), (30, 34, 66)) + 4.0 * t.bend(p)
     return sheet, smooth_min(armpit, -c.depth - 13.0, 5.0)

@@ -23,8 +23,8 @@ class Traits:
         heart: size factor. arterial, venous: blood of the left and of the right heart; 42 both without contrast medium.
         lung, gravity: mean of the parenchyma, and how much denser (HU per mm) it gets towards the back.
         marrow: spongy bone, which loses calcium with age.
-        grain: texture of unit variance. bend: displaces fissures and fat planes. seams: its zero level parts muscles. lobules: where a breast has glands.
-        tone: exponent of the radii of the lung's vessels.
+        grain: texture of unit variance. bend: displaces fissures and fat planes. seams: its zero level parts muscles.
+        lobules: where a breast has glands. rough: outline of nodules. tone: exponent of the radii of the lung's vessels.
     """
 
     scale: Array
@@ -54,11 +54,13 @@ class Traits:
 def draw_traits(seed: int, index: int) -> Traits:
     """All traits of one subject except its nodules."""
     rng = generator(seed, index, 1)
-    normal = lambda spread=1.0: float(spread * np.clip(rng.standard_normal(), -2, 2))  # noqa: E731
+
+    def normal(spread: float) -> float:
+        return float(spread * np.clip(rng.standard_normal(), -2, 2))
+
     female, contrast = bool(rng.random() < 0.45), bool(rng.random() < 0.65)
-    arterial, venous = (
-        (float(np.clip(215 + normal(45), 130, 320)), float(np.clip(200 + normal(55), 120, 340))) if contrast else (42.0, 42.0)
-    )
+    arterial = float(np.clip(215 + normal(45), 130, 320)) if contrast else 42.0
+    venous = float(np.clip(arterial + normal(30), 120, 340)) if contrast else 42.0
     size = 0.945 + normal(0.04) - 0.05 * female
     return Traits(
         scale=np.float32([size + normal(0.02), size + normal(0.03), 0.97 + normal(0.035)]),
@@ -77,7 +79,7 @@ def draw_traits(seed: int, index: int) -> Traits:
         lung=-862 + normal(24),
         gravity=0.35 + normal(0.15),
         marrow=190 + normal(40),
-        grain=draw_waves(rng, 40, (5.0, 18.0), 1.0),
+        grain=draw_waves(rng, 48, (4.5, 12.0), 1.0),
         bend=draw_waves(rng, 10, (45.0, 110.0), 1.0),
         seams=draw_waves(rng, 10, (90.0, 180.0), 1.0),
         lobules=draw_waves(rng, 12, (9.0, 30.0), 1.0),

@@ -52,7 +52,7 @@ def grow(points: Array, root: Array, radius: float, tone: float, rng: np.random.
         centroid = _sums(node, points, len(tip)) / np.maximum(count, 1)[:, None]
         reach = 0.36 + 0.04 * level + rng.uniform(-0.08, 0.08, (len(tip), 1))
         way = (centroid - tip) * reach
-        sideways = rng.standard_normal(way.shape) * 0.12 * np.linalg.norm(way, axis=1, keepdims=True)
+        sideways = rng.standard_normal(way.shape) * 0.08 * np.linalg.norm(way, axis=1, keepdims=True)
         end = tip + way + sideways
         size = radius * (count / total) ** (1 / tone)
         alive = count > 1
