@@ -180,7 +180,7 @@ def table(real: dict[str, list[float]], drawn: dict[str, list[float]]) -> str:
 
 def panels() -> Iterator[list[np.ndarray]]:
     """Soft tissue and lung windows of six heights, other subjects with nodules and labels, and doses."""
-    size, scanner = (256, 256), Scanner(fov=380.0)
+    size, scanner = (256, 256), Scanner()
 
     def shown(index: int, z: float | None = None, lung: bool = False, nodule: bool | None = None, what: str = "ct", dose: float = 1.0):
         chest = Chest(0, index, nodule)
@@ -190,7 +190,7 @@ def panels() -> Iterator[list[np.ndarray]]:
             plane = gray(stack.argmax(0)[..., 0], 0, len(TISSUES) - 1)
         else:
             low, high = (-1350, 150) if lung else (-160, 240)
-            plane = gray(Scanner(fov=380.0, dose=dose).image(chest, grid, stack)[..., 0], low, high)
+            plane = gray(Scanner(dose=dose).image(chest, grid, stack)[..., 0], low, high)
         return upright(plane)[20:-16, ::-1]
 
     yield [shown(3, z) for z in (52, 24, -18, -44, -84)]

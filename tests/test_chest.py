@@ -81,7 +81,7 @@ def test_ribs_cross_an_axial_slice_obliquely():
     x = QUIET.grid((256, 256)).axis(0)
     lateral = bone & (np.abs(x - middle) > 80)[:, None]
     pieces, _ = label(lateral, np.ones((3, 3)))
-    sizes = np.bincount(pieces.ravel())[1:] * (400 / 256) ** 2
+    sizes = np.bincount(pieces.ravel())[1:] * (380 / 256) ** 2
     assert 6 <= (sizes > 20).sum() <= 20
     assert np.median(sizes[sizes > 20]) > 80  # a rib of 8 x 13 mm cut straight across has about 80 mm^2
 
@@ -330,7 +330,7 @@ def test_a_volume_case_is_the_scan_in_the_window():
     stack = chest.stack(grid)
     np.testing.assert_allclose(CTWindow().inverse(case["ct"][0], -1024.0, 2000.0), data.scanner.image(chest, grid, stack), atol=1e-2)
     assert np.array_equal(case["tissue"][0], stack.argmax(0))
-    assert facts["slice_axis"] is None and facts["spacing"] == grid.spacing == (400 / 24, 400 / 24, 16.0)
+    assert facts["slice_axis"] is None and facts["spacing"] == grid.spacing == (380 / 24, 380 / 24, 16.0)
 
 
 def test_splits_never_share_a_subject():

@@ -77,7 +77,7 @@ class Scanner:
         padding: value outside the circle that the scanner reconstructs, such as -1024, -2048 or -3024; None: air goes on.
     """
 
-    fov: float = 400.0
+    fov: float = 380.0
     thickness: float = 5.0
     dose: float | Sequence[float] = 1.0
     low_dose: float = 0.1

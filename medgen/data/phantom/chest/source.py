@@ -42,7 +42,7 @@ class ChestData:
     def __init__(
         self,
         channels: Sequence[str] = ("ct",),
-        size: Sequence[int] = (128, 128),
+        size: Sequence[int] = (64, 64),
         subjects: Mapping[str, int] | None = None,
         slices: int = 8,
         seed: int = 0,
