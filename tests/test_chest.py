@@ -1,6 +1,9 @@
 """The chest phantom: tissue at its Hounsfield units, nodules whose mask is the truth, noise that follows the photons."""
 
 import csv
+import importlib.util
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -224,6 +227,24 @@ def test_the_lung_is_denser_where_it_hangs(population):
     pure = stack[LUNG] > 0.999
     slope = np.polyfit(y[pure], image[pure], 1)[0]
     assert slope == pytest.approx(-chest.traits.gravity, abs=0.05)
+
+
+def test_drawn_slices_lie_within_what_was_measured_on_patients():
+    """The ranges are those of docs/phantom_chest.md; statistics of noise need full resolution and are left to the benchmark."""
+    root = Path(__file__).parents[1]
+    spec = importlib.util.spec_from_file_location("phantom_chest", root / "benchmarks" / "phantom_chest.py")
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    number = r"(-?[\d.]+)"
+    rows = re.findall(rf"^\| ([^|]+?) \| [^|]* \| {number} \({number} to {number}\) \|", (root / "docs/phantom_chest.md").read_text(), re.M)
+    limits = {name: (float(low), float(high)) for name, _, low, high in rows if "noise" not in name and "spectrum" not in name}
+    assert len(limits) == 12
+    seen = []
+    for index, z in enumerate((40.0, 20.0, 0.0, -20.0, -40.0, -60.0, -80.0)):
+        grid, chest = Scanner().grid((256, 256), z), Chest(0, index)
+        seen.append(benchmark.statistics(Scanner().image(chest, grid, chest.stack(grid))[..., 0], grid.spacing[0]))
+    outside = {name: np.median([one[name] for one in seen]) for name in limits}
+    assert not {name: value for name, value in outside.items() if not limits[name][0] <= value <= limits[name][1]}
 
 
 # Noise
