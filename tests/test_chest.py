@@ -14,10 +14,10 @@ from medgen.data.manifest import EmptySplit
 from medgen.data.phantom.chest import scanner as ct
 from medgen.data.phantom.chest import tree
 from medgen.data.phantom.chest.anatomy import Chest
+from medgen.data.phantom.chest.export import write_chests
 from medgen.data.phantom.chest.paint import AIR, AIRWAY, ARTERIAL, BONE, GROUND, LUNG, MARROW, SOLID, TISSUES, VENOUS
 from medgen.data.phantom.chest.scanner import Scanner, clean, projection_noise
 from medgen.data.phantom.chest.source import ChestData
-from medgen.data.phantom.export import write_chests
 from medgen.data.phantom.grid import Grid
 
 RNG = np.random.default_rng(0)

@@ -12,10 +12,6 @@ import numpy as np
 from medgen.core.errors import MedgenError
 from medgen.core.volume import Volume
 from medgen.data.phantom.anatomy import Brain
-from medgen.data.phantom.chest.anatomy import Chest
-from medgen.data.phantom.chest.scanner import Scanner
-from medgen.data.phantom.chest.source import LABELS as CHEST_LABELS
-from medgen.data.phantom.chest.source import ChestData, channel_values
 from medgen.data.phantom.drawn import FIRST
 from medgen.data.phantom.grid import Grid
 from medgen.data.phantom.source import LABELS, PhantomData
@@ -38,7 +34,7 @@ def write_phantoms(
 
     Returns: path of `manifest.csv`; its image paths are relative to it.
     """
-    splits = _checked(splits, subjects)
+    splits = checked_splits(splits, subjects)
     data = PhantomData(channels=channels, size=tuple(shape), subjects=splits, seed=seed)
 
     def volumes(index: int) -> Iterable[tuple[str, Volume | float]]:
@@ -46,42 +42,11 @@ def write_phantoms(
         stack = brain.stack(grid)
         return ((channel, _volume(data, brain, grid, stack, channel)) for channel in data.channels)
 
-    return _write(Path(folder), splits, channels, volumes)
+    return write_volumes(Path(folder), splits, channels, volumes)
 
 
-def write_chests(
-    folder: str | Path,
-    subjects: int = 4,
-    channels: Sequence[str] = ("ct",),
-    shape: Sequence[int] = (128, 128, 64),
-    seed: int = 0,
-    splits: Mapping[str, int] | None = None,
-    scanner: Scanner | None = None,
-) -> Path:
-    """Write chest CT in whole Hounsfield units as NIfTI, and a manifest; as `write_phantoms`, with the attributes label, contrast and dose.
-
-    Args:
-        channels: any of ct, ct_low_dose, tissue, nodule.
-        shape: of the volumes, which cover the scanner's field of view and 320 mm along z.
-        scanner: dose, noise, padding; the default one if None.
-    """
-    splits = _checked(splits, subjects)
-    data = ChestData(channels=channels, size=tuple(shape), subjects=splits, seed=seed, scanner=scanner)
-
-    def volumes(index: int) -> Iterable[tuple[str, Volume | float]]:
-        chest, grid = Chest(data.seed, index), data.scanner.grid(data.size)
-        stack = chest.stack(grid)
-        for channel in data.channels:
-            values = channel_values(data.scanner, chest, grid, stack, channel)
-            label = channel in CHEST_LABELS
-            values = values.astype(np.uint8) if label else np.round(values).astype(np.float32)
-            yield channel, Volume(values[None], grid.affine, "label" if label else "HU")
-        yield from {"label": int(chest.has_nodule), "contrast": int(chest.traits.contrast), "dose": data.scanner.dose_of(chest)}.items()
-
-    return _write(Path(folder), splits, (*channels, "label", "contrast", "dose"), volumes)
-
-
-def _checked(splits: Mapping[str, int] | None, subjects: int) -> dict[str, int]:
+def checked_splits(splits: Mapping[str, int] | None, subjects: int) -> dict[str, int]:
+    """`splits` if they add up to `subjects`; by default one validation and one test subject."""
     if splits is None and subjects < 3:
         raise MedgenError(f"{subjects} subjects cannot fill train, validation and test; ask for at least 3, or pass splits")
     splits = dict(splits) if splits is not None else {"train": subjects - 2, "validation": 1, "test": 1}
@@ -90,10 +55,10 @@ def _checked(splits: Mapping[str, int] | None, subjects: int) -> dict[str, int]:
     return splits
 
 
-def _write(
+def write_volumes(
     folder: Path, splits: Mapping[str, int], columns: Sequence[str], subject: Callable[[int], Iterable[tuple[str, Volume | float]]]
 ) -> Path:
-    """Save what `subject(index)` gives: volumes as files, the rest as cells of the manifest."""
+    """Save what `subject(index)` gives by column, volumes as files and the rest as cells of the manifest, and return its path."""
     manifest = folder / "manifest.csv"
     if manifest.exists():
         raise MedgenError(f"{manifest} exists; choose another folder")

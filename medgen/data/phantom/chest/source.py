@@ -64,9 +64,7 @@ class ChestData:
         stack = chest.stack(grid)
         case: Case = {name: self._channel(name, chest, grid, stack) for name in self.channels}
         return case | {
-            "label": int(chest.has_nodule),
-            "contrast": int(chest.traits.contrast),
-            "dose": self.scanner.dose_of(chest),
+            **self.attributes(chest),
             "affine": grid.affine.astype(np.float32),
             "subject": f"chest-{chest.seed}-{chest.index:07d}",
         }
@@ -85,6 +83,10 @@ class ChestData:
             "slice_axis": 2 if flat else None,
             "data": {"name": "medgen chest phantom", "licence": "Apache-2.0", "subjects": sum(self.subjects.values())},
         }
+
+    def attributes(self, chest: Chest) -> dict[str, float]:
+        """What is known of a subject beside its images; see `facts`."""
+        return {"label": int(chest.has_nodule), "contrast": int(chest.traits.contrast), "dose": self.scanner.dose_of(chest)}
 
     def grid(self, chest: Chest, number: int) -> Grid:
         """The grid of slice `number` of a subject, or of its volume."""
