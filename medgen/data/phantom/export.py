@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from medgen.core.errors import MedgenError
 from medgen.core.volume import Volume
-from medgen.data.phantom.anatomy import Brain, Grid
-from medgen.data.phantom.source import FIRST, LABELS, PhantomData
+from medgen.data.phantom.anatomy import Brain
+from medgen.data.phantom.drawn import FIRST
+from medgen.data.phantom.grid import Grid
+from medgen.data.phantom.source import LABELS, PhantomData
 
 
 def write_phantoms(
@@ -22,7 +25,7 @@ def write_phantoms(
     seed: int = 0,
     splits: Mapping[str, int] | None = None,
 ) -> Path:
-    """Write one NIfTI per subject and channel and a manifest with the columns subject, split and the channels.
+    """Write one NIfTI per subject and channel of heads and a manifest with the columns subject, split and the channels.
 
     Args:
         folder: is created; existing files are refused.
@@ -31,38 +34,50 @@ def write_phantoms(
 
     Returns: path of `manifest.csv`; its image paths are relative to it.
     """
-    splits = dict(splits) if splits is not None else _default_splits(subjects)
+    splits = checked_splits(splits, subjects)
+    data = PhantomData(channels=channels, size=tuple(shape), subjects=splits, seed=seed)
+
+    def volumes(index: int) -> Iterable[tuple[str, Volume | float]]:
+        brain, grid = Brain(data.seed, index), Grid.centred(data.size)
+        stack = brain.stack(grid)
+        return ((channel, _volume(data, brain, grid, stack, channel)) for channel in data.channels)
+
+    return write_volumes(Path(folder), splits, channels, volumes)
+
+
+def checked_splits(splits: Mapping[str, int] | None, subjects: int) -> dict[str, int]:
+    """`splits` if they add up to `subjects`; by default one validation and one test subject."""
+    if splits is None and subjects < 3:
+        raise MedgenError(f"{subjects} subjects cannot fill train, validation and test; ask for at least 3, or pass splits")
+    splits = dict(splits) if splits is not None else {"train": subjects - 2, "validation": 1, "test": 1}
     if sum(splits.values()) != subjects:
         raise MedgenError(f"splits {splits} hold {sum(splits.values())} subjects; expected {subjects}")
-    data = PhantomData(channels=channels, size=tuple(shape), subjects=splits, seed=seed)
-    manifest = Path(folder) / "manifest.csv"
+    return splits
+
+
+def write_volumes(
+    folder: Path, splits: Mapping[str, int], columns: Sequence[str], subject: Callable[[int], Iterable[tuple[str, Volume | float]]]
+) -> Path:
+    """Save what `subject(index)` gives by column, volumes as files and the rest as cells of the manifest, and return its path."""
+    manifest = folder / "manifest.csv"
     if manifest.exists():
         raise MedgenError(f"{manifest} exists; choose another folder")
-    manifest.parent.mkdir(parents=True, exist_ok=True)
-    names = [(split, FIRST[split] + i) for split, count in splits.items() for i in range(count)]
-    rows = [_write_subject(manifest.parent, data, f"sub-{n:02d}", split, index) for n, (split, index) in enumerate(names)]
+    folder.mkdir(parents=True, exist_ok=True)
+    places = [(split, FIRST[split] + i) for split, count in splits.items() for i in range(count)]
+    rows = []
+    for n, (split, index) in enumerate(places):
+        row: dict[str, Any] = {"subject": f"sub-{n:02d}", "split": split}
+        for column, value in subject(index):
+            row[column] = value
+            if isinstance(value, Volume):
+                row[column] = f"{row['subject']}/{column}.nii.gz"
+                value.save(folder / row[column])
+        rows.append(row)
     with manifest.open("w", newline="") as file:
-        writer = csv.DictWriter(file, ["subject", "split", *channels])
+        writer = csv.DictWriter(file, ["subject", "split", *columns])
         writer.writeheader()
         writer.writerows(rows)
     return manifest
-
-
-def _default_splits(subjects: int) -> dict[str, int]:
-    if subjects < 3:
-        raise MedgenError(f"{subjects} subjects cannot fill train, validation and test; ask for at least 3, or pass splits")
-    return {"train": subjects - 2, "validation": 1, "test": 1}
-
-
-def _write_subject(folder: Path, data: PhantomData, subject: str, split: str, index: int) -> dict[str, str]:
-    brain = Brain(data.seed, index)
-    grid = Grid.centred(data.size)
-    stack = brain.stack(grid)
-    row = {"subject": subject, "split": split}
-    for channel in data.channels:
-        row[channel] = f"{subject}/{channel}.nii.gz"
-        _volume(data, brain, grid, stack, channel).save(folder / row[channel])
-    return row
 
 
 def _volume(data: PhantomData, brain: Brain, grid: Grid, stack: np.ndarray, channel: str) -> Volume:
