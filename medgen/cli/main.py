@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
 from collections.abc import Sequence
+from typing import Any
 
-from medgen.core.errors import MedgenError
+from medgen.core.errors import MedgenError, MedgenWarning
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -17,6 +19,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         return train(arguments[1:])
     options = parser().parse_args(arguments)
+    warnings.showwarning = _shown
     try:
         options.run(options)
     except MedgenError as error:
@@ -56,6 +59,13 @@ def parser() -> argparse.ArgumentParser:
     _demo(commands.add_parser("demo", help="train a small diffusion model on drawn brains and report"))
     _doctor(commands.add_parser("doctor", help="check this machine, and predict the memory of an experiment"))
     return top
+
+
+def _shown(message: Warning | str, category: type[Warning], *place: Any) -> None:
+    """medgen's own warnings as a sentence, others as Python does."""
+    own = issubclass(category, MedgenWarning)
+    text = f"warning: {message}\n" if own else warnings.formatwarning(message, category, *place[:2])
+    print(text, end="", file=sys.stderr)
 
 
 def _generate(parser: argparse.ArgumentParser) -> None:
@@ -106,8 +116,8 @@ def _reconstruct(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--factors", type=_positive, nargs="+", help="downsample: voxels per cell along each axis")
     parser.add_argument("--pattern", choices=("equispaced", "random"), help="lines that --simulate measures (default equispaced)")
     parser.add_argument("--acceleration", type=_positive, help="one line in so many (default 4)")
-    parser.add_argument("--centre", type=float, default=0.08, help="share of the lines that is always measured (default 0.08)")
-    parser.add_argument("--solver", default="mmps", help="of a prior: mmps (default) or dps")
+    parser.add_argument("--centre", type=float, help="share of the lines that is always measured (default 0.08)")
+    parser.add_argument("--solver", help="of a prior: mmps (default) or dps")
     parser.add_argument("--solver-steps", type=_positive, metavar="N", help="steps of the solver (default 40 for mmps, 200 for dps)")
     parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="of the solver, such as guidance.iterations=5")
     parser.add_argument(

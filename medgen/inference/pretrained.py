@@ -180,7 +180,7 @@ class Pretrained:
     def reconstruct(
         self,
         acquired: Acquisition,
-        solver: str | Callable[..., Tensor] = "mmps",
+        solver: str | Callable[..., Tensor] | None = None,
         options: Mapping[str, Any] | None = None,
         draws: int = 8,
         seed: int = 0,
