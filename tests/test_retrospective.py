@@ -171,3 +171,15 @@ def test_what_cannot_reconstruct_is_not_measured_for_it():
 def test_python_refuses_a_solver_for_a_model_that_answers_by_itself():
     with pytest.raises(MedgenError, match="takes no solver, got 'nonsense'"):
         regression().reconstruct(measurement(lambda m: m), solver="nonsense")
+
+
+def test_simulated_noise_is_in_the_contrast_of_the_file_as_training_and_evaluation_take_it():
+    """On the coarser grid of the model the percentile of these voxels is another one."""
+    plain = prior((8, 8), orientation="RAS", spacing=(2.0, 2.0, 2.0), slice_axis=2)
+    contract = replace(plain.contract, intensity={"t1": {"name": "mr_percentile", "percentile": 99.0, "typical": {"low": 0, "high": 1}}})
+    model = replace(plain, contract=contract)
+    image = np.random.default_rng(0).exponential(100, (1, 16, 16, 4)).astype(np.float32)
+    volume = Volume(image, np.diag([1.0, 1.0, 2.0, 1.0]))
+    high = contract.map_of("t1").fit(image)["high"]
+    assert abs(contract.map_of("t1").fit(model.regridded(volume).array)["high"] / high - 1) > 0.2
+    assert model.simulate(volume, noise=0.02).noise == pytest.approx(0.01 * high, rel=1e-5)

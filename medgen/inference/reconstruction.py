@@ -124,7 +124,7 @@ def simulated(
     axis = slice_axis(model, on_grid)
     x = torch.from_numpy(rows_of(on_grid.array, axis))
     mapping = model.contract.map_of(channel)
-    contrast, _ = _affine(mapping, mapping.fit(on_grid.array))
+    contrast, _ = _affine(mapping, mapping.fit(volume.array))  # as in training: of the file's own voxels
     std = (low * high) ** 0.5 / contrast
     rng = Rng(seed, 1, range(len(x)))  # not step 0, where the draws of the reconstruction are
     state = sampling.draw(tuple(x.shape), rng)
