@@ -73,7 +73,9 @@ def _generate(parser: argparse.ArgumentParser) -> None:
     _output(parser)
     parser.add_argument("-n", type=_positive, default=8, help="how many images (default 8)")
     parser.add_argument("--format", choices=("nii", "png", "npy", "tif", "dicom"), default="nii", help="file format (default nii, gzipped)")
-    parser.add_argument("--size", type=_positive, nargs="+", help="another grid than the model's own, such as --size 96 96")
+    parser.add_argument(
+        "--size", type=_positive, nargs="+", help="another grid than the model was trained on; much larger ones show several objects"
+    )
     parser.add_argument("--batch", type=_positive, default=8, help="images made at once (default 8)")
     parser.set_defaults(run=_lazy("generate"))
 
@@ -269,10 +271,19 @@ def _basic(parser: argparse.ArgumentParser) -> None:
 
 def _model(parser: argparse.ArgumentParser) -> None:
     _basic(parser)
-    parser.add_argument("--sampler", help="walk the reverse process another way: euler, heun, ddim")
+    parser.add_argument("--sampler", help=f"walk the reverse process another way: {_samplers()}")
     parser.add_argument("--steps", type=_positive, help="sampler steps")
     parser.add_argument("--guidance", type=float, help="classifier-free guidance scale; 1 is none")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a condition, such as label=1 (repeatable)")
+
+
+def _samplers() -> str:
+    """All samplers by name, from the configurations that are named as their class's file; nothing is imported."""
+    from medgen.cli.configs import config_dir
+
+    paths = sorted((config_dir() / "sampler").glob("*.yaml"))
+    names = [path.stem for path in paths if f"medgen.samplers.{path.stem}." in path.read_text()]
+    return f"{', '.join(names)}, or a scheduler of diffusers by class name"
 
 
 def _output(parser: argparse.ArgumentParser) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -61,6 +61,11 @@ class Acquisition:
     def __len__(self) -> int:
         return len(self.y)
 
+    def __repr__(self) -> str:
+        share = f", {float(self.state['mask'].float().mean()):.0%} measured" if "mask" in self.state else ""
+        what = f"{type(self.operator).__name__} of {len(self)} x {' x '.join(map(str, self.size))}"
+        return f"Acquisition({what}, y {tuple(self.y.shape)} {self.y.dtype}{share}, noise {self.noise:.4g})"
+
     def __getitem__(self, rows: slice | int) -> Acquisition:
         """One slice or some neighbouring ones, at their place in the world and in the scale of the whole image."""
         rows = slice(rows, rows + 1) if isinstance(rows, int) else rows
@@ -95,7 +100,11 @@ class Reconstructed:
     std: Volume | None
     residual: float
     view: Volume
-    samples: np.ndarray = field(repr=False)
+    samples: np.ndarray
+
+    def __repr__(self) -> str:
+        drawn = f"{len(self.samples)} draw{'s' * (len(self.samples) > 1)}"
+        return f"Reconstructed({self.image!r}, {drawn}, residual {self.residual:.3g} x the noise)"
 
 
 def simulated(

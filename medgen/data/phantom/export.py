@@ -25,8 +25,8 @@ def write_phantoms(
     seed: int = 0,
     splits: Mapping[str, int] | None = None,
 ) -> Path:
-    """Write one NIfTI per subject and channel of heads and a manifest with the columns subject, split, the channels and label, which is 1 for a
-    head with a lesion.
+    """Write one NIfTI per subject and channel of heads, and a manifest with the columns subject, split, the channels and label (1 for a
+    head with a lesion).
 
     Args:
         folder: is created; existing files are refused.
