@@ -13,7 +13,8 @@ from PIL import Image
 
 import medgen
 from medgen.core.picture import gray, montage, upright
-from medgen.data.phantom.anatomy import Brain, Grid
+from medgen.data.phantom.anatomy import Brain
+from medgen.data.phantom.grid import Grid
 from medgen.data.phantom.source import PhantomData
 
 PICTURE = Path(__file__).parents[1] / "docs/pictures/overview.png"

@@ -10,10 +10,12 @@ from medgen.core.intensity import MRPercentile
 from medgen.core.random import generator
 from medgen.data.manifest import EmptySplit
 from medgen.data.phantom import contrast, shapes
-from medgen.data.phantom.anatomy import Brain, Grid
+from medgen.data.phantom.anatomy import Brain
+from medgen.data.phantom.drawn import FIRST
 from medgen.data.phantom.export import write_phantoms
+from medgen.data.phantom.grid import Grid
 from medgen.data.phantom.paint import CSF, DEEP, GM, LESION, TISSUES, WM
-from medgen.data.phantom.source import FIRST, PhantomData
+from medgen.data.phantom.source import PhantomData
 
 GRID = Grid.centred((64, 64, 64))
 ML = float(np.prod(GRID.spacing)) / 1000

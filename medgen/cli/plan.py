@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 MIB = 1 << 20
 RUNTIME = 47 * MIB  # a first step brings in kernels' code and what oneDNN compiles (measured beside the imports)
 WORKER = 16 * MIB  # what a loader process does not share with its parent, beside the images it keeps
-KEPT = 64 * MIB  # medgen.data.phantom.source keeps this much of what it drew
+KEPT = 64 * MIB  # medgen.data.phantom.drawn keeps this much of what it drew
 
 
 @dataclass

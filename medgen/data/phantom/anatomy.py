@@ -2,73 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
-from itertools import product
 
 import numpy as np
 
 from medgen.core.random import generator
 from medgen.data.phantom import head
+from medgen.data.phantom.grid import Grid
 from medgen.data.phantom.paint import LESION, TISSUES, paint, paint_brain
-from medgen.data.phantom.shapes import Array, Points, cover
-from medgen.data.phantom.traits import CENTRE, Traits, draw_traits, standard
-
-FOV = 224.0
-_CHUNK = 1 << 13
-
-
-@dataclass(frozen=True)
-class Grid:
-    """Voxel centres in world millimetres (RAS): origin + index * spacing along each of three axes.
-
-    Attributes:
-        shape: number of voxels along x, y, z; a slice has one along z.
-        spacing: millimetres along x, y, z.
-        origin: world position of voxel (0, 0, 0).
-    """
-
-    shape: tuple[int, int, int]
-    spacing: tuple[float, float, float]
-    origin: tuple[float, float, float]
-
-    @staticmethod
-    def centred(shape: Sequence[int], fov: float = FOV) -> Grid:
-        """A field of view of `fov` mm in every direction around the head."""
-        spacing = [fov / n for n in shape]
-        origin = [c - s * (n - 1) / 2 for c, s, n in zip(CENTRE, spacing, shape, strict=True)]
-        return Grid(tuple(int(n) for n in shape), tuple(spacing), tuple(origin))
-
-    @staticmethod
-    def axial(size: Sequence[int], z: float, fov: float = FOV) -> Grid:
-        """One axial slice of `size` (x, y) voxels at world height `z`; its thickness equals its pixel size along x."""
-        flat = Grid.centred((*size, 1), fov)
-        return Grid(flat.shape, (*flat.spacing[:2], flat.spacing[0]), (*flat.origin[:2], float(z)))
-
-    @property
-    def affine(self) -> Array:
-        """(4, 4) voxel index to world."""
-        affine = np.diag((*self.spacing, 1.0))
-        affine[:3, 3] = self.origin
-        return affine
-
-    def axis(self, i: int) -> Array:
-        return (self.origin[i] + np.arange(self.shape[i]) * self.spacing[i]).astype(np.float32)
-
-    def pieces(self) -> Iterator[tuple[tuple[slice, ...], Grid]]:
-        """The same grid in flat blocks that fit the processor's cache, each with its place."""
-        nx, ny, nz = self.shape
-        across, deep = max(1, _CHUNK // ny), max(1, _CHUNK // (nx * ny))
-        for i, k in product(range(0, nx, across), range(0, nz, deep)):
-            place = (slice(i, i + across), slice(None), slice(k, k + deep))
-            origin = (self.origin[0] + i * self.spacing[0], self.origin[1], self.origin[2] + k * self.spacing[2])
-            yield place, replace(self, shape=(min(across, nx - i), ny, min(deep, nz - k)), origin=origin)
-
-    def points(self) -> Points:
-        """World coordinates of all voxels, three arrays (N,) in C order."""
-        mesh = np.meshgrid(*(self.axis(i) for i in range(3)), indexing="ij")
-        return tuple(m.ravel() for m in mesh)
+from medgen.data.phantom.shapes import Array, cover
+from medgen.data.phantom.traits import Traits, draw_traits, standard
 
 
 class Brain:

@@ -8,7 +8,7 @@ import numpy as np
 
 from medgen.core.errors import MedgenError, nearest
 from medgen.core.random import generator
-from medgen.data.phantom.anatomy import Grid
+from medgen.data.phantom.grid import Grid
 from medgen.data.phantom.paint import TISSUES
 from medgen.data.phantom.shapes import Array, draw_waves
 

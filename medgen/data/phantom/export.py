@@ -10,8 +10,10 @@ import numpy as np
 
 from medgen.core.errors import MedgenError
 from medgen.core.volume import Volume
-from medgen.data.phantom.anatomy import Brain, Grid
-from medgen.data.phantom.source import FIRST, LABELS, PhantomData
+from medgen.data.phantom.anatomy import Brain
+from medgen.data.phantom.drawn import FIRST
+from medgen.data.phantom.grid import Grid
+from medgen.data.phantom.source import LABELS, PhantomData
 
 
 def write_phantoms(

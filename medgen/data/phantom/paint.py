@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from medgen.data.phantom import head
-from medgen.data.phantom.shapes import Array, Points, beyond, cover, cover_sheet, ellipsoid, smooth_max, smooth_min
+from medgen.data.phantom.shapes import Array, Points, beyond, cover, cover_sheet, ellipsoid, over, smooth_max, smooth_min
 from medgen.data.phantom.traits import Traits, standard
 
 TISSUES = ("air", "soft", "fat", "bone", "marrow", "csf", "gm", "wm", "deep", "lesion")
@@ -32,11 +32,6 @@ def paint(t: Traits, world: Points, voxel: float) -> Array:
     return out
 
 
-def _over(out: Array, tissue: int, alpha: Array) -> None:
-    out *= 1 - alpha
-    out[tissue] += alpha
-
-
 def _head(t: Traits, p: Points) -> Array:
     vault = ellipsoid(p, (0, -17, 10), np.add((71, 90, 72), t.bone + t.scalp + t.gap))
     face = ellipsoid(p, (0, 28, -62), (58, 62, 74))
@@ -46,19 +41,19 @@ def _head(t: Traits, p: Points) -> Array:
 def _paint_shell(t: Traits, p: Points, inner: Array, outer: Array, voxel: float, out: Array) -> None:
     """Scalp, skull, face and eyes."""
     a = np.abs(p[0])
-    _over(out, SOFT, cover(outer, voxel))
-    _over(out, FAT, cover(np.minimum(outer - 1.6, 1.6 + 0.45 * t.scalp - outer), voxel))
+    over(out, SOFT, cover(outer, voxel))
+    over(out, FAT, cover(np.minimum(outer - 1.6, 1.6 + 0.45 * t.scalp - outer), voxel))
     below = np.clip((-30.0 - p[2]) * 0.05, 0, 1)
     bone = inner + t.bone * (1 - 0.35 * below)
     orbit = ellipsoid((a, p[1], p[2]), (32, 56, -30), (17, 24, 16))
-    _over(out, FAT, cover(orbit, voxel) * cover(outer - 4, voxel))
-    _over(out, BONE, cover(np.minimum(bone, outer - 3.0), voxel))
-    _over(out, MARROW, cover(np.minimum(inner + 0.66 * t.bone, -inner - 0.3 * t.bone), voxel) * (1 - below) * 0.85)
-    _over(out, AIR, cover(ellipsoid(p, (0, 58, -48), (13, 26, 22)), voxel))
+    over(out, FAT, cover(orbit, voxel) * cover(outer - 4, voxel))
+    over(out, BONE, cover(np.minimum(bone, outer - 3.0), voxel))
+    over(out, MARROW, cover(np.minimum(inner + 0.66 * t.bone, -inner - 0.3 * t.bone), voxel) * (1 - below) * 0.85)
+    over(out, AIR, cover(ellipsoid(p, (0, 58, -48), (13, 26, 22)), voxel))
     globe = ellipsoid((a, p[1], p[2]), (32, 64, -30), (12, 12, 12))
-    _over(out, SOFT, cover(globe + 1.0, voxel))
-    _over(out, CSF, cover(globe - 0.6, voxel))
-    _over(out, CSF, cover(inner, voxel))
+    over(out, SOFT, cover(globe + 1.0, voxel))
+    over(out, CSF, cover(globe - 0.6, voxel))
+    over(out, CSF, cover(inner, voxel))
 
 
 def paint_brain(t: Traits, p: Points, hull: head.Hull, voxel: float, out: Array) -> Array:
@@ -68,13 +63,13 @@ def paint_brain(t: Traits, p: Points, hull: head.Hull, voxel: float, out: Array)
     out[WM] += white
     out[GM] += brain - white
     _paint_cerebellum(t, p, hull, voxel, out)
-    _over(out, WM, cover(np.maximum(hull.stem, head.stem_white(p)), voxel))
-    _over(out, WM, cover(head.callosum(p), voxel))
-    _over(out, DEEP, cover(head.nuclei(p, t.ventricle), voxel))
+    over(out, WM, cover(np.maximum(hull.stem, head.stem_white(p)), voxel))
+    over(out, WM, cover(head.callosum(p), voxel))
+    over(out, DEEP, cover(head.nuclei(p, t.ventricle), voxel))
     pallidum = cover(head.pallidum(p), voxel)
-    _over(out, DEEP, pallidum * 0.4)
-    _over(out, WM, pallidum * 0.5)
-    _over(out, CSF, cover(head.ventricles(p, t.ventricle), voxel))
+    over(out, DEEP, pallidum * 0.4)
+    over(out, WM, pallidum * 0.5)
+    over(out, CSF, cover(head.ventricles(p, t.ventricle), voxel))
     _paint_lesion(t, p, voxel, out)
     return white
 

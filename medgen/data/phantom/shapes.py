@@ -79,6 +79,12 @@ def cover_sheet(distance: Array, half_width: Array | float, voxel: float) -> Arr
     return cover(half_width - distance, voxel) - cover(-half_width - distance, voxel)
 
 
+def over(out: Array, tissue: int, alpha: Array) -> None:
+    """Paint fraction `alpha` (N,) of one tissue over the fractions (tissues, N) that are there, in place."""
+    out *= 1 - alpha
+    out[tissue] += alpha
+
+
 @dataclass(frozen=True)
 class Waves:
     """A smooth random field: a sum of plane waves with wave vectors `k` (M, 3) per mm, phases (M,) and weights (M,) or (M, C)."""
@@ -109,3 +115,15 @@ def draw_waves(rng: np.random.Generator, modes: int, wavelength: tuple[float, fl
     weight = rng.standard_normal((modes, channels) if channels else modes)
     weight *= rms / np.sqrt(0.5 * np.square(weight).sum(0, keepdims=True))
     return Waves(*(v.astype(np.float32) for v in (k, rng.uniform(0, 2 * np.pi, modes), weight)))
+
+
+def rotation(angles: Array) -> Array:
+    """The matrix (3, 3) of turns about x, y and z by `angles` in radians, the last one applied first."""
+    turn = np.eye(3)
+    for i, angle in enumerate(angles):
+        c, s = np.cos(angle), np.sin(angle)
+        one = np.eye(3)
+        j, k = (i + 1) % 3, (i + 2) % 3
+        one[j, j], one[j, k], one[k, j], one[k, k] = c, -s, s, c
+        turn = turn @ one
+    return turn.astype(np.float32)

@@ -8,19 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from medgen.core.errors import MedgenError, nearest
 from medgen.core.intensity import CTWindow, IntensityMap, MRPercentile
 from medgen.core.random import generator
-from medgen.data.manifest import EmptySplit
-from medgen.data.phantom.anatomy import Brain, Grid
+from medgen.data.phantom.anatomy import Brain
 from medgen.data.phantom.contrast import IMAGES, bias_field, check_field, clean, noisy, typical_high
+from medgen.data.phantom.drawn import DrawnCases, check_drawn, drawn_split
+from medgen.data.phantom.grid import Grid
 from medgen.data.phantom.paint import LESION, TISSUES
 from medgen.data.source import Case
 
 LABELS = {"tissue": len(TISSUES), "lesion": 2}
-FIRST = {"train": 0, "validation": 1_000_000, "test": 2_000_000}
 HEIGHTS = (-24.0, 64.0)
-_KEEP = 64 << 20
 
 
 class PhantomData:
@@ -56,15 +54,24 @@ class PhantomData:
         self.channels, self.size = tuple(channels), tuple(int(n) for n in size)
         self.subjects = dict(subjects) if subjects is not None else {"train": 64, "validation": 8, "test": 8}
         self.slices, self.seed, self.field, self.noise, self.bias = int(slices), int(seed), float(field), float(noise), float(bias)
-        self._check()
+        check_drawn(self.channels, (*IMAGES, *LABELS), self.subjects, self.size, self.slices)
+        check_field(self.field)
 
-    def split(self, name: str) -> PhantomCases:
+    def split(self, name: str) -> DrawnCases:
         """The cases of "train", "validation" or "test"."""
-        if name not in FIRST:
-            raise MedgenError(f"the phantom has no split '{name}'; {nearest(name, FIRST)}")
-        if not self.subjects.get(name):
-            raise EmptySplit(f"the phantom has no subjects in split '{name}'; set subjects: {{{name}: 8}}")
-        return PhantomCases(self, FIRST[name], self.subjects[name])
+        return drawn_split(self.draw, name, self.subjects, self.slices if len(self.size) == 2 else 1)
+
+    def draw(self, index: int, number: int) -> Case:
+        """Slice `number` of subject `index` of the population, or its volume."""
+        brain = _brain(self.seed, index)
+        grid = self.grid(brain, number)
+        stack = brain.stack(grid)
+        case: Case = {name: self._channel(name, brain, grid, stack, number) for name in self.channels}
+        return case | {
+            "label": int(brain.has_lesion),
+            "affine": grid.affine.astype(np.float32),
+            "subject": f"phantom-{brain.seed}-{brain.index:07d}",
+        }
 
     def facts(self) -> dict[str, Any]:
         flat = len(self.size) == 2
@@ -106,69 +113,14 @@ class PhantomData:
         typical = rule.fit(np.zeros(1)) if channel == "ct" else {"low": 0.0, "high": typical_high(channel, self.field)}
         return {**rule.describe(), "typical": typical}
 
-    def _check(self) -> None:
-        known = (*IMAGES, *LABELS)
-        for name in self.channels:
-            if name not in known:
-                raise MedgenError(f"the phantom has no channel '{name}'; {nearest(name, known)}")
-        for name, count in self.subjects.items():
-            if name not in FIRST:
-                raise MedgenError(f"the phantom has no split '{name}'; {nearest(name, FIRST)}")
-            if not 0 <= count <= FIRST["validation"]:
-                raise MedgenError(f"split '{name}' has {count} subjects; expected 0 to {FIRST['validation']}, so that splits stay apart")
-        if len(self.size) not in (2, 3) or min(self.size) < 1:
-            raise MedgenError(f"size {self.size}: give two numbers for slices or three for volumes")
-        if self.slices < 1:
-            raise MedgenError(f"slices is {self.slices}; a subject needs at least one slice")
-        check_field(self.field)
-
-
-class PhantomCases:
-    """The cases of one split: `count` subjects from index `first` of the population. The first 64 MiB drawn in a process are kept."""
-
-    varies = False
-
-    def __init__(self, data: PhantomData, first: int, count: int):
-        self.data, self.first, self.count = data, first, count
-        self._each = data.slices if len(data.size) == 2 else 1
-        self._kept: dict[int, Case] = {}
-        self._room = _KEEP
-
-    def __len__(self) -> int:
-        return self.count * self._each
-
-    def case(self, index: int, rng: np.random.Generator) -> Case:
-        """Slice or volume `index`; nothing in it is random beyond the seed, so `rng` is not used."""
-        if not 0 <= index < len(self):
-            raise IndexError(f"case {index} of {len(self)}")
-        case = self._kept.get(index) or self._draw(index)
-        return {name: value.copy() if isinstance(value, np.ndarray) else value for name, value in case.items()}
-
-    def _draw(self, index: int) -> Case:
-        subject, number = divmod(index, self._each)
-        brain = _brain(self.data.seed, self.first + subject)
-        grid = self.data.grid(brain, number)
-        stack = brain.stack(grid)
-        case: Case = {name: self._channel(name, brain, grid, stack, number) for name in self.data.channels}
-        size = sum(image.nbytes for image in case.values())
-        case |= {
-            "label": int(brain.has_lesion),
-            "affine": grid.affine.astype(np.float32),
-            "subject": f"phantom-{brain.seed}-{brain.index:07d}",
-        }
-        if self._room >= size:
-            self._room -= size
-            self._kept[index] = case
-        return case
-
     def _channel(self, name: str, brain: Brain, grid: Grid, stack: np.ndarray, number: int) -> np.ndarray:
         if name == "tissue":
             values = stack.argmax(0)
         elif name == "lesion":
             values = (stack[LESION] > 0.5).astype(np.int64)
         else:
-            values = self.data.scaled(self.data.image(brain, grid, stack, name, number), name)
-        return (values[..., 0] if len(self.data.size) == 2 else values)[None]
+            values = self.scaled(self.image(brain, grid, stack, name, number), name)
+        return (values[..., 0] if len(self.size) == 2 else values)[None]
 
 
 def slice_height(brain: Brain, number: int, slices: int) -> float:

@@ -8,9 +8,9 @@ from functools import lru_cache
 import numpy as np
 
 from medgen.core.random import generator
-from medgen.data.phantom.shapes import Array, Points, Waves, draw_waves
+from medgen.data.phantom.grid import CENTRE
+from medgen.data.phantom.shapes import Array, Points, Waves, draw_waves, rotation
 
-CENTRE = (0.0, -17.0, 8.0)
 _POPULATION = 20011
 
 
@@ -57,7 +57,7 @@ def draw_traits(seed: int, index: int) -> Traits:
     folds, shift = _draw_folds(rng)
     return Traits(
         scale=np.clip(0.965 + 0.028 * normal() + 0.018 * normal(3), 0.88, 1.05).astype(np.float32),
-        turn=_rotation(np.deg2rad(np.clip(normal(3), -2, 2) * (2.5, 1.5, 2.0))),
+        turn=rotation(np.deg2rad(np.clip(normal(3), -2, 2) * (2.5, 1.5, 2.0))),
         move=(np.clip(normal(3), -2, 2) * (0.8, 1.5, 1.5)).astype(np.float32),
         ventricle=float(np.clip(-0.6 + 3.2 * age + 0.7 * normal(), -1.2, 3.6)),
         sulcus=float(np.clip(0.40 + 0.65 * age + 0.08 * normal(), 0.3, 1.2)),
@@ -88,17 +88,6 @@ def _draw_folds(rng: np.random.Generator) -> tuple[Waves, Array]:
     own = common.phase + 0.9 * rng.standard_normal(common.phase.shape)
     shift = 0.45 * rng.standard_normal(common.phase.shape)
     return replace(common, phase=own.astype(np.float32)), shift.astype(np.float32)
-
-
-def _rotation(angles: Array) -> Array:
-    turn = np.eye(3)
-    for i, angle in enumerate(angles):
-        c, s = np.cos(angle), np.sin(angle)
-        one = np.eye(3)
-        j, k = (i + 1) % 3, (i + 2) % 3
-        one[j, j], one[j, k], one[k, j], one[k, k] = c, -s, s, c
-        turn = turn @ one
-    return turn.astype(np.float32)
 
 
 def standard(t: Traits, p: Points) -> Points:
