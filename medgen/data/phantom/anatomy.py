@@ -9,10 +9,10 @@ import numpy as np
 
 from medgen.core.random import generator
 from medgen.data.phantom import head
-from medgen.data.phantom.grid import Grid
+from medgen.data.phantom.grid import Grid, standard, world
 from medgen.data.phantom.paint import LESION, TISSUES, paint, paint_brain
 from medgen.data.phantom.shapes import Array, cover
-from medgen.data.phantom.traits import Traits, draw_traits, standard
+from medgen.data.phantom.traits import Traits, draw_traits
 
 
 class Brain:
@@ -61,11 +61,7 @@ class Brain:
         """World position (3,) of the largest part of the lesion, first order in the deformation."""
         if not self.has_lesion:
             return None
-        t, target = self.traits, self.traits.blobs[0, :3]
-        p = target.astype(np.float64)
-        for _ in range(8):
-            p = p + (target - np.array(standard(t, tuple(np.float32([v]) for v in p))).ravel())
-        return p
+        return world(self.traits, self.traits.blobs[:1, :3])[0]
 
 
 def _draw_blobs(seed: int, index: int, traits: Traits) -> Array:

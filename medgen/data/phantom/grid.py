@@ -1,14 +1,15 @@
-"""Where voxels are in the world."""
+"""Where voxels are in the world, and the map from there to the standard space in which anatomy is written down."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
+from typing import Protocol
 
 import numpy as np
 
-from medgen.data.phantom.shapes import Array, Points
+from medgen.data.phantom.shapes import Array, Points, Waves
 
 CENTRE = (0.0, -17.0, 8.0)  # of a head
 FOV = 224.0
@@ -66,3 +67,28 @@ class Grid:
         """World coordinates of all voxels, three arrays (N,) in C order."""
         mesh = np.meshgrid(*(self.axis(i) for i in range(3)), indexing="ij")
         return tuple(m.ravel() for m in mesh)
+
+
+class Posed(Protocol):
+    """Traits of a subject that place it: size factors (3,), rotation (3, 3), position (3,), smooth displacement (N, 3)."""
+
+    scale: Array
+    turn: Array
+    move: Array
+    warp: Waves
+
+
+def standard(t: Posed, p: Points, centre: Sequence[float] = CENTRE) -> Points:
+    """World points (mm) to standard space: position, rotation and size about `centre`, then the smooth displacement."""
+    q = (np.stack(p, 1) - np.float32(centre) - t.move) @ t.turn
+    q = q / t.scale + np.float32(centre)
+    q += t.warp(tuple(q.T))
+    return tuple(np.ascontiguousarray(v) for v in q.T)
+
+
+def world(t: Posed, target: Array, centre: Sequence[float] = CENTRE) -> Array:
+    """Standard points (N, 3) to the world: the inverse of `standard` by fixed-point iteration, first order in the deformation."""
+    p = np.array(target, np.float64)
+    for _ in range(8):
+        p = p + (target - np.stack(standard(t, tuple(np.float32(v) for v in p.T), centre), 1))
+    return p

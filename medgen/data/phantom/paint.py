@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from medgen.data.phantom import head
+from medgen.data.phantom.grid import standard
 from medgen.data.phantom.shapes import Array, Points, beyond, cover, cover_sheet, ellipsoid, over, smooth_max, smooth_min
-from medgen.data.phantom.traits import Traits, standard
+from medgen.data.phantom.traits import Traits
 
 TISSUES = ("air", "soft", "fat", "bone", "marrow", "csf", "gm", "wm", "deep", "lesion")
 AIR, SOFT, FAT, BONE, MARROW, CSF, GM, WM, DEEP, LESION = range(len(TISSUES))

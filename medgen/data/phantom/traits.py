@@ -1,4 +1,4 @@
-"""What differs between subjects, drawn from (seed, index), and the map from world to standard space that follows from it."""
+"""What differs between subjects, drawn from (seed, index)."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from functools import lru_cache
 import numpy as np
 
 from medgen.core.random import generator
-from medgen.data.phantom.grid import CENTRE
-from medgen.data.phantom.shapes import Array, Points, Waves, draw_waves, rotation
+from medgen.data.phantom.shapes import Array, Waves, draw_waves, rotation
 
 _POPULATION = 20011
 
@@ -88,11 +87,3 @@ def _draw_folds(rng: np.random.Generator) -> tuple[Waves, Array]:
     own = common.phase + 0.9 * rng.standard_normal(common.phase.shape)
     shift = 0.45 * rng.standard_normal(common.phase.shape)
     return replace(common, phase=own.astype(np.float32)), shift.astype(np.float32)
-
-
-def standard(t: Traits, p: Points) -> Points:
-    """World points (mm) to the standard space of `head`: position, rotation, size, then the smooth displacement."""
-    q = (np.stack(p, 1) - np.float32(CENTRE) - t.move) @ t.turn
-    q = q / t.scale + np.float32(CENTRE)
-    q += t.warp(tuple(q.T))
-    return tuple(np.ascontiguousarray(v) for v in q.T)
