@@ -1,0 +1,222 @@
+"""A window of a slide as concentrations of stains in every pixel, with its label maps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import count
+
+import numpy as np
+
+from medgen.data.phantom.histology import tissue as t
+from medgen.data.phantom.histology.cells import ADIPOCYTE, GLAND_CELL, KINDS, LYMPHOCYTE, MITOSIS, TUMOUR_CELL, Nuclei, nuclei, red_cells
+from medgen.data.phantom.histology.fields import Window
+from medgen.data.phantom.histology.tissue import Anatomy, Regions
+from medgen.data.phantom.shapes import Array, cover, ellipsoid
+
+STAINS = ("hematoxylin", "eosin", "blood")
+_FAR = -50.0
+_HALO = 4.0
+_OUTLINE = {"tumour": 0.55}  # micrometres by which nuclei depart from ellipses
+
+
+@dataclass(frozen=True)
+class Tile:
+    """What a window shows, before any light.
+
+    Attributes:
+        stains: concentration of every stain of STAINS (3, H, W), float32; 1 is a well stained nucleus, cytoplasm or red cell.
+        tissue: index into `tissue.TISSUES` (H, W), int64.
+        instances: 0 outside nuclei, else the number of the nucleus from 1 on (H, W), int64.
+        kinds: index into `cells.KINDS` of nucleus 1, 2, ... (N,).
+    """
+
+    stains: Array
+    tissue: Array
+    instances: Array
+    kinds: Array
+
+    def cropped(self, pixels: int) -> Tile:
+        """Without a border; nuclei are numbered anew."""
+        inner = (slice(pixels, -pixels or None),) * 2
+        instances, kinds = _renumbered(self.instances[inner], self.kinds)
+        return Tile(self.stains[:, *inner], self.tissue[inner], instances, kinds)
+
+
+def paint(anatomy: Anatomy, window: Window) -> Tile:
+    """Draw a window: tissue first, then the nuclei over it."""
+    x, y = (np.float32(v) for v in np.meshgrid(*window.axes))
+    regions = anatomy.regions(x, y, window.box)
+    found = nuclei(anatomy, window)
+    imprint = _Imprint(anatomy, window, found)
+    stains = _connective(anatomy, window, regions)
+    _cells_between(anatomy, window, regions, stains)
+    _blood(anatomy, window, regions, stains)
+    _outside(anatomy, window, regions, stains)
+    _chromatin(anatomy, window, found, imprint, stains)
+    stains *= 1 + 0.05 * anatomy.noise.on(t.THICKNESS, window, 70.0)
+    instances, kinds = _renumbered(imprint.owner + 1, found.kind.astype(np.int64))
+    return Tile(np.maximum(stains, 0, out=stains), _labels(anatomy, regions), instances, kinds)
+
+
+class _Imprint:
+    """The nuclei pressed onto the pixels: which one a pixel belongs to or is next to, and how deep it lies in it.
+
+    The plane is bent a little first, the same way for all: outlines are uneven, and shapes that were disjoint stay so.
+    """
+
+    def __init__(self, anatomy: Anatomy, window: Window, found: Nuclei):
+        amount = _OUTLINE.get(t.CLASSES[anatomy.key[2]], 0.3) * (0.7 + 0.6 * anatomy.traits.grade)
+        x, y = np.meshgrid(*window.axes)
+        self.x = (x + amount * anatomy.noise.on(t.OUTLINE_X, window, 4.5)).astype(np.float32)
+        self.y = (y + amount * anatomy.noise.on(t.OUTLINE_Y, window, 4.5)).astype(np.float32)
+        self.depth = np.full(window.shape, _FAR, np.float32)
+        self.nearest = np.zeros(window.shape, np.int64)
+        self.spot = np.zeros(window.shape, np.float32)
+        for number, shape in zip(count(), zip(found.x, found.y, found.a, found.b, found.angle, found.kind, found.tone, strict=True)):
+            self._press(window, number, *shape)
+
+    @property
+    def owner(self) -> Array:
+        """Index of the nucleus of every pixel, -1 outside."""
+        return np.where(self.depth > 0, self.nearest, -1)
+
+    def _press(self, window: Window, number: int, cx: float, cy: float, a: float, b: float, angle: float, kind: int, tone: float) -> None:
+        place = _around(window, cx, cy, a + _HALO)
+        dx, dy = self.x[place] - np.float32(cx), self.y[place] - np.float32(cy)
+        if not dx.size:
+            return
+        c, s = np.float32(np.cos(angle)), np.float32(np.sin(angle))
+        along, across = (c * dx + s * dy).ravel(), (c * dy - s * dx).ravel()
+        depth = ellipsoid((along, across, np.zeros_like(along)), (0, 0, 0), (a, b, 1.0)).reshape(dx.shape)
+        deeper = depth > self.depth[place]
+        self.depth[place][deeper] = depth[deeper]
+        self.nearest[place][deeper] = number
+        if kind in (TUMOUR_CELL, GLAND_CELL):
+            size, off = (0.55 + 0.75 * tone, 0.45 * a * (2 * ((tone * 7) % 1) - 1)) if kind == TUMOUR_CELL else (0.5, 0.0)
+            spot = cover(size - np.hypot(along - np.float32(off), across - np.float32(0.3 * b * (2 * tone - 1))), max(window.mpp, 0.4))
+            self.spot[place] = np.where(deeper, spot.reshape(dx.shape), self.spot[place])
+
+
+def _around(window: Window, cx: float, cy: float, reach: float) -> tuple[slice, slice]:
+    (x0, y0), (rows, columns) = window.origin, window.shape
+    spans = ((cy - y0, rows), (cx - x0, columns))
+    return tuple(
+        slice(max(0, int((at - reach) / window.mpp)), max(0, min(n, int((at + reach) / window.mpp) + 2))) for at, n in spans
+    )
+
+
+def _connective(anatomy: Anatomy, window: Window, regions: Regions) -> Array:
+    """Collagen: eosin in wavy fibres and bundles, with gaps between them."""
+    noise, layout = anatomy.noise, anatomy.layout
+    fibre = 0.75 * noise.at(t.FIBRE, regions.across, regions.along, (2.2, 30.0)) + 0.55 * noise.at(
+        t.FILAMENT, regions.across, regions.along, (0.8, 13.0)
+    )
+    bundle = noise.at(t.BUNDLE, regions.across, regions.along, (9.0, 60.0))
+    loose = np.float32(t.quantile(layout.loose))
+    gap = np.clip((loose - (bundle + 0.35 * fibre) / np.float32(1.06)) * 3.0, 0, 1)
+    eosin = (0.60 + 0.13 * fibre + 0.13 * bundle) * (1 - 0.93 * gap)
+    hematoxylin = (0.09 + 0.02 * noise.on(t.CYTOPLASM, window, 9.0)) * (1 - 0.9 * gap)
+    return np.stack([hematoxylin, eosin, np.zeros_like(eosin)]).astype(np.float32)
+
+
+def _cells_between(anatomy: Anatomy, window: Window, regions: Regions, stains: Array) -> None:
+    """Cytoplasm of glands and nests, lumina, mucin, fat."""
+    noise, mpp = anatomy.noise, window.mpp
+    grain = noise.on(t.GRAIN, window, 1.1)
+    patchy = noise.on(t.CYTOPLASM, window, 9.0)
+    if anatomy.layout.glands:
+        height = anatomy.layout.height * anatomy.traits.height
+        _lay(stains, cover(regions.gland, mpp + 0.5), 0.20 + 0.03 * grain + 0.03 * patchy, 0.50 + 0.06 * grain + 0.05 * patchy)
+        top = np.clip((regions.gland - 0.45 * height) / 3.0, 0, 1)
+        goblet = np.clip((noise.on(t.GOBLET, window, 6.5) - 1.4 + 2.4 * anatomy.traits.mucin) * 1.6, 0, 1) * top
+        _lay(stains, goblet, 0.17 + 0.03 * grain, 0.10 + 0.02 * grain)
+        secretion = 0.05 * np.clip(patchy + 0.2 * grain, 0, None)
+        _lay(stains, cover(regions.lumen, mpp + 0.4), 0.4 * secretion, secretion)
+        stains[1] += 0.28 * np.exp(-np.square(regions.lumen / 0.9)) + 0.14 * np.exp(-np.square((regions.gland + 0.8) / 1.0))
+    if anatomy.layout.nests:
+        blue = 0.22 + 0.12 * anatomy.traits.grade
+        _lay(stains, cover(regions.nest, mpp + 1.0), blue + 0.035 * grain + 0.05 * patchy, 0.47 + 0.06 * grain + 0.09 * patchy)
+        cleft = np.exp(-np.square((regions.nest + 1.5) / 1.3)) * np.clip(0.5 * noise.on(t.EDGE, window, 22.0), 0, 1)
+        stains *= 1 - 0.85 * cleft
+    if anatomy.layout.fat:
+        _lay(stains, cover(regions.fat, 2.0), np.float32(0.01), np.float32(0.015))
+        _lay(stains, cover(np.minimum(regions.wall, regions.fat), mpp), 0.06 + 0.0 * grain, 0.55 + 0.05 * grain)
+
+
+def _blood(anatomy: Anatomy, window: Window, regions: Regions, stains: Array) -> None:
+    """Vessels: a wall, pale plasma and red cells."""
+    if regions.vessel.max() < -6:
+        return
+    _lay(stains, cover(regions.vessel + 3.0, window.mpp + 0.8), np.float32(0.12), np.float32(0.66))
+    _lay(stains, cover(regions.vessel, window.mpp + 0.2), np.float32(0.02), np.float32(0.07))
+    depth = np.full(window.shape, _FAR, np.float32)
+    x, y = (np.float32(v) for v in window.axes)
+    for cx, cy in zip(*red_cells(anatomy, window), strict=True):
+        place = _around(window, cx, cy, 4.0)
+        disc = np.float32(3.25) - np.hypot(x[None, place[1]] - np.float32(cx), y[place[0], None] - np.float32(cy))
+        depth[place] = np.maximum(depth[place], disc)
+    pale = 0.25 * np.exp(-np.square((depth - 3.2) / 1.4))
+    _lay(stains, cover(depth, window.mpp + 0.3), np.float32(0.0), np.float32(0.32), 0.95 - pale)
+
+
+def _outside(anatomy: Anatomy, window: Window, regions: Regions, stains: Array) -> None:
+    """Bare glass beyond the edge of the tissue."""
+    stains *= cover(regions.edge, window.mpp + 1.0)
+
+
+def _chromatin(anatomy: Anatomy, window: Window, found: Nuclei, imprint: _Imprint, stains: Array) -> None:
+    """Nuclei: chromatin of the texture of their kind, a membrane, nucleoli, and a paler rim of cytoplasm around some."""
+    if not len(found):
+        return
+    kind, tone = found.kind.astype(int)[imprint.nearest], found.tone.astype(np.float32)[imprint.nearest]
+    base, contrast, membrane, nucleolus, halo, softness = (column[kind] for column in _looks(anatomy))
+    clump = 0.8 * anatomy.noise.on(t.CHROMATIN, window, 1.5) + 0.6 * anatomy.noise.on(t.GRAIN, window, 0.7)
+    depth = imprint.depth
+    blurred = softness * (0.6 + 1.6 * ((tone * 13) % 1) ** 3)
+    inside = cover(depth, window.mpp + blurred)
+    hematoxylin = base * (0.82 + 0.36 * tone) * (1 + contrast * clump) + membrane * np.exp(-np.square((depth - 0.35) / 0.5))
+    hematoxylin += nucleolus * imprint.spot
+    stains *= 1 - halo * np.exp(-np.square(np.minimum(depth + 0.8, 0) / 1.3)) * (1 - inside)
+    _lay(stains, inside, hematoxylin, 0.16 + 0.3 * stains[1])
+
+
+def _looks(anatomy: Anatomy) -> Array:
+    """Per kind: hematoxylin, contrast of its texture, membrane, nucleolus, halo, softness of the edge in micrometres."""
+    vesicular = anatomy.traits.vesicular
+    looks = np.zeros((len(KINDS), 6), np.float32)
+    looks[:] = (1.02, 0.16, 0.15, 0.0, 0.0, 0.5)
+    looks[GLAND_CELL] = (0.80, 0.20, 0.26, 0.20, 0.10, 0.5)
+    looks[TUMOUR_CELL] = (0.92 - 0.34 * vesicular, 0.24, 0.15 + 0.28 * vesicular, 0.35 + 0.4 * vesicular, 0.25, 0.5)
+    looks[MITOSIS] = (1.7, 0.12, 0.0, 0.0, 0.6, 0.4)
+    looks[LYMPHOCYTE] = (1.22, 0.20, 0.15, 0.0, 0.35, 0.4)
+    looks[ADIPOCYTE] = (0.95, 0.12, 0.1, 0.0, 0.0, 0.4)
+    return looks.T
+
+
+def _lay(stains: Array, alpha: Array, hematoxylin: Array, eosin: Array, blood: Array | float = 0.0) -> None:
+    """Replace the fraction `alpha` of what is in every pixel."""
+    stains *= 1 - alpha
+    for plane, amount in zip(stains, (hematoxylin, eosin, blood), strict=True):
+        plane += alpha * amount
+
+
+def _labels(anatomy: Anatomy, regions: Regions) -> Array:
+    labels = np.where(regions.crowd > 0, t.LYMPHOID, t.STROMA)
+    for depth, name in (
+        (regions.nest, t.TUMOUR),
+        (regions.fat, t.ADIPOSE),
+        (regions.gland, t.EPITHELIUM),
+        (regions.lumen, t.LUMEN),
+        (regions.vessel, t.BLOOD),
+        (-regions.edge, t.BACKGROUND),
+    ):
+        labels[depth > 0] = name
+    return labels
+
+
+def _renumbered(instances: Array, kinds: Array) -> tuple[Array, Array]:
+    """Numbers without gaps for those that are visible."""
+    there = np.zeros(len(kinds) + 1, np.int64)
+    there[np.unique(instances)] = 1
+    there[0] = 0
+    return (there.cumsum() * there)[instances], kinds[there[1:] > 0]
