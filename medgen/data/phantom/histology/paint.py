@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 
 import numpy as np
 
 from medgen.data.phantom.histology import tissue as t
-from medgen.data.phantom.histology.cells import ADIPOCYTE, GLAND_CELL, KINDS, LYMPHOCYTE, MITOSIS, TUMOUR_CELL, Nuclei, nuclei, red_cells
+from medgen.data.phantom.histology.cells import ADIPOCYTE, GLAND_CELL, GOBLET, KINDS, LYMPHOCYTE, MITOSIS, TUMOUR_CELL, Nuclei, nuclei, red_cells
 from medgen.data.phantom.histology.fields import Window
 from medgen.data.phantom.histology.tissue import Anatomy, Regions
 from medgen.data.phantom.shapes import Array, cover, ellipsoid
@@ -24,38 +24,40 @@ class Tile:
     """What a window shows, before any light.
 
     Attributes:
-        stains: concentration of every stain of STAINS (3, H, W), float32; 1 is a well stained nucleus, cytoplasm or red cell.
+        stains: concentration of every stain of STAINS (3, H + 2 border, W + 2 border), float32; 1 is a well stained nucleus, cytoplasm
+            or red cell.
         tissue: index into `tissue.TISSUES` (H, W), int64.
         instances: 0 outside nuclei, else the number of the nucleus from 1 on (H, W), int64.
         kinds: index into `cells.KINDS` of nucleus 1, 2, ... (N,).
+        border: pixels around the window that the optics need.
     """
 
     stains: Array
     tissue: Array
     instances: Array
     kinds: Array
+    border: int = 0
 
-    def cropped(self, pixels: int) -> Tile:
-        """Without a border; nuclei are numbered anew."""
-        inner = (slice(pixels, -pixels or None),) * 2
-        instances, kinds = _renumbered(self.instances[inner], self.kinds)
-        return Tile(self.stains[:, *inner], self.tissue[inner], instances, kinds)
+    def inner(self, image: Array) -> Array:
+        """(..., H, W) of an image with the border."""
+        return image[..., self.border : image.shape[-2] - self.border, self.border : image.shape[-1] - self.border]
 
 
-def paint(anatomy: Anatomy, window: Window) -> Tile:
+def paint(anatomy: Anatomy, window: Window, border: int = 0) -> Tile:
     """Draw a window: tissue first, then the nuclei over it."""
-    x, y = (np.float32(v) for v in np.meshgrid(*window.axes))
-    regions = anatomy.regions(x, y, window.box)
+    window = window.grown(border)
+    regions = anatomy.regions(*window.axes, window.box)
     found = nuclei(anatomy, window)
     imprint = _Imprint(anatomy, window, found)
     stains = _connective(anatomy, window, regions)
-    _cells_between(anatomy, window, regions, stains)
+    _cells_between(anatomy, window, regions, imprint.goblet, stains)
     _blood(anatomy, window, regions, stains)
     _outside(anatomy, window, regions, stains)
     _chromatin(anatomy, window, found, imprint, stains)
-    stains *= 1 + 0.05 * anatomy.noise.on(t.THICKNESS, window, 70.0)
-    instances, kinds = _renumbered(imprint.owner + 1, found.kind.astype(np.int64))
-    return Tile(np.maximum(stains, 0, out=stains), _labels(anatomy, regions), instances, kinds)
+    stains *= 1 + 0.05 * anatomy.noise.at(t.THICKNESS, *window.axes, 70.0)
+    tile = Tile(np.maximum(stains, 0, out=stains), labels(regions), imprint.owner + 1, found.kind.astype(np.int64), border)
+    instances, kinds = _renumbered(tile.inner(tile.instances), tile.kinds)
+    return replace(tile, tissue=tile.inner(tile.tissue), instances=instances, kinds=kinds)
 
 
 class _Imprint:
@@ -66,12 +68,14 @@ class _Imprint:
 
     def __init__(self, anatomy: Anatomy, window: Window, found: Nuclei):
         amount = _OUTLINE.get(t.CLASSES[anatomy.key[2]], 0.3) * (0.7 + 0.6 * anatomy.traits.grade)
-        x, y = np.meshgrid(*window.axes)
-        self.x = (x + amount * anatomy.noise.on(t.OUTLINE_X, window, 4.5)).astype(np.float32)
-        self.y = (y + amount * anatomy.noise.on(t.OUTLINE_Y, window, 4.5)).astype(np.float32)
+        x, y = window.axes
+        self.x = (x + amount * anatomy.noise.at(t.OUTLINE_X, *window.axes, 4.5)).astype(np.float32)
+        self.y = (y + amount * anatomy.noise.at(t.OUTLINE_Y, *window.axes, 4.5)).astype(np.float32)
         self.depth = np.full(window.shape, _FAR, np.float32)
         self.nearest = np.zeros(window.shape, np.int64)
         self.spot = np.zeros(window.shape, np.float32)
+        self.goblet = np.full(window.shape, _FAR, np.float32)
+        self._mucin = anatomy.traits.mucin
         for number, shape in zip(count(), zip(found.x, found.y, found.a, found.b, found.angle, found.kind, found.tone, strict=True)):
             self._press(window, number, *shape)
 
@@ -91,10 +95,21 @@ class _Imprint:
         deeper = depth > self.depth[place]
         self.depth[place][deeper] = depth[deeper]
         self.nearest[place][deeper] = number
+        if kind == GLAND_CELL and tone < self._mucin:
+            self._fill_goblet(window, cx - GOBLET * c, cy - GOBLET * s, c, s)
         if kind in (TUMOUR_CELL, GLAND_CELL):
             size, off = (0.55 + 0.75 * tone, 0.45 * a * (2 * ((tone * 7) % 1) - 1)) if kind == TUMOUR_CELL else (0.5, 0.0)
             spot = cover(size - np.hypot(along - np.float32(off), across - np.float32(0.3 * b * (2 * tone - 1))), max(window.mpp, 0.4))
             self.spot[place] = np.where(deeper, spot.reshape(dx.shape), self.spot[place])
+
+    def _fill_goblet(self, window: Window, cx: float, cy: float, c: float, s: float) -> None:
+        """The drop of mucin of a gland cell, between its nucleus and the lumen."""
+        place = _around(window, cx, cy, 7.0)
+        dx, dy = self.x[place] - np.float32(cx), self.y[place] - np.float32(cy)
+        if dx.size:
+            points = (c * dx + s * dy).ravel(), (c * dy - s * dx).ravel()
+            depth = ellipsoid((*points, np.zeros(dx.size, np.float32)), (0, 0, 0), (5.4, 2.9, 1.0)).reshape(dx.shape)
+            self.goblet[place] = np.maximum(self.goblet[place], depth)
 
 
 def _around(window: Window, cx: float, cy: float, reach: float) -> tuple[slice, slice]:
@@ -108,35 +123,33 @@ def _around(window: Window, cx: float, cy: float, reach: float) -> tuple[slice, 
 def _connective(anatomy: Anatomy, window: Window, regions: Regions) -> Array:
     """Collagen: eosin in wavy fibres and bundles, with gaps between them."""
     noise, layout = anatomy.noise, anatomy.layout
-    fibre = 0.75 * noise.at(t.FIBRE, regions.across, regions.along, (2.2, 30.0)) + 0.55 * noise.at(
-        t.FILAMENT, regions.across, regions.along, (0.8, 13.0)
-    )
-    bundle = noise.at(t.BUNDLE, regions.across, regions.along, (9.0, 60.0))
-    loose = np.float32(t.quantile(layout.loose))
-    gap = np.clip((loose - (bundle + 0.35 * fibre) / np.float32(1.06)) * 3.0, 0, 1)
-    eosin = (0.60 + 0.13 * fibre + 0.13 * bundle) * (1 - 0.93 * gap)
-    hematoxylin = (0.09 + 0.02 * noise.on(t.CYTOPLASM, window, 9.0)) * (1 - 0.9 * gap)
+    across = regions.across + 0.5 * noise.at(t.OUTLINE_X, *window.axes, 6.0)
+    fibre = 0.7 * noise.at(t.FIBRE, across, regions.along, (2.4, 17.0))
+    fibre += 0.5 * noise.at(t.FILAMENT, across, regions.along, (0.9, 7.0)) + 0.25 * noise.at(t.GRAIN, *window.axes, 0.9)
+    bundle = noise.at(t.BUNDLE, across, regions.along, (10.0, 42.0))
+    split = 0.75 * noise.at(t.CHROMATIN, across, regions.along, (3.4, 24.0)) + 0.6 * bundle + 0.2 * fibre
+    gap = np.clip((np.float32(t.quantile(layout.loose)) - split) * 3.0, 0, 1)
+    eosin = (0.62 + 0.10 * fibre + 0.13 * bundle) * (1 - 0.93 * gap)
+    hematoxylin = (0.07 + 0.02 * noise.at(t.CYTOPLASM, *window.axes, 9.0)) * (1 - 0.9 * gap)
     return np.stack([hematoxylin, eosin, np.zeros_like(eosin)]).astype(np.float32)
 
 
-def _cells_between(anatomy: Anatomy, window: Window, regions: Regions, stains: Array) -> None:
+def _cells_between(anatomy: Anatomy, window: Window, regions: Regions, goblets: Array, stains: Array) -> None:
     """Cytoplasm of glands and nests, lumina, mucin, fat."""
     noise, mpp = anatomy.noise, window.mpp
-    grain = noise.on(t.GRAIN, window, 1.1)
-    patchy = noise.on(t.CYTOPLASM, window, 9.0)
+    grain = noise.grain(t.GRAIN, *window.axes, 1.0)
+    patchy = noise.at(t.CYTOPLASM, *window.axes, 9.0)
     if anatomy.layout.glands:
         height = anatomy.layout.height * anatomy.traits.height
         _lay(stains, cover(regions.gland, mpp + 0.5), 0.20 + 0.03 * grain + 0.03 * patchy, 0.50 + 0.06 * grain + 0.05 * patchy)
-        top = np.clip((regions.gland - 0.45 * height) / 3.0, 0, 1)
-        goblet = np.clip((noise.on(t.GOBLET, window, 6.5) - 1.4 + 2.4 * anatomy.traits.mucin) * 1.6, 0, 1) * top
-        _lay(stains, goblet, 0.17 + 0.03 * grain, 0.10 + 0.02 * grain)
+        _lay(stains, cover(goblets, mpp + 0.5), 0.16 + 0.025 * grain, 0.09 + 0.02 * grain)
         secretion = 0.05 * np.clip(patchy + 0.2 * grain, 0, None)
         _lay(stains, cover(regions.lumen, mpp + 0.4), 0.4 * secretion, secretion)
         stains[1] += 0.28 * np.exp(-np.square(regions.lumen / 0.9)) + 0.14 * np.exp(-np.square((regions.gland + 0.8) / 1.0))
     if anatomy.layout.nests:
         blue = 0.22 + 0.12 * anatomy.traits.grade
         _lay(stains, cover(regions.nest, mpp + 1.0), blue + 0.035 * grain + 0.05 * patchy, 0.47 + 0.06 * grain + 0.09 * patchy)
-        cleft = np.exp(-np.square((regions.nest + 1.5) / 1.3)) * np.clip(0.5 * noise.on(t.EDGE, window, 22.0), 0, 1)
+        cleft = np.exp(-np.square((regions.nest + 1.5) / 1.3)) * np.clip(0.5 * noise.at(t.EDGE, *window.axes, 22.0), 0, 1)
         stains *= 1 - 0.85 * cleft
     if anatomy.layout.fat:
         _lay(stains, cover(regions.fat, 2.0), np.float32(0.01), np.float32(0.015))
@@ -153,7 +166,7 @@ def _blood(anatomy: Anatomy, window: Window, regions: Regions, stains: Array) ->
     x, y = (np.float32(v) for v in window.axes)
     for cx, cy in zip(*red_cells(anatomy, window), strict=True):
         place = _around(window, cx, cy, 4.0)
-        disc = np.float32(3.25) - np.hypot(x[None, place[1]] - np.float32(cx), y[place[0], None] - np.float32(cy))
+        disc = np.float32(3.25) - np.hypot(x[:, place[1]] - np.float32(cx), y[place[0]] - np.float32(cy))
         depth[place] = np.maximum(depth[place], disc)
     pale = 0.25 * np.exp(-np.square((depth - 3.2) / 1.4))
     _lay(stains, cover(depth, window.mpp + 0.3), np.float32(0.0), np.float32(0.32), 0.95 - pale)
@@ -170,7 +183,7 @@ def _chromatin(anatomy: Anatomy, window: Window, found: Nuclei, imprint: _Imprin
         return
     kind, tone = found.kind.astype(int)[imprint.nearest], found.tone.astype(np.float32)[imprint.nearest]
     base, contrast, membrane, nucleolus, halo, softness = (column[kind] for column in _looks(anatomy))
-    clump = 0.8 * anatomy.noise.on(t.CHROMATIN, window, 1.5) + 0.6 * anatomy.noise.on(t.GRAIN, window, 0.7)
+    clump = 0.8 * anatomy.noise.grain(t.CHROMATIN, *window.axes, 1.4) + 0.6 * anatomy.noise.at(t.GRAIN, *window.axes, 0.7)
     depth = imprint.depth
     blurred = softness * (0.6 + 1.6 * ((tone * 13) % 1) ** 3)
     inside = cover(depth, window.mpp + blurred)
@@ -200,8 +213,9 @@ def _lay(stains: Array, alpha: Array, hematoxylin: Array, eosin: Array, blood: A
         plane += alpha * amount
 
 
-def _labels(anatomy: Anatomy, regions: Regions) -> Array:
-    labels = np.where(regions.crowd > 0, t.LYMPHOID, t.STROMA)
+def labels(regions: Regions) -> Array:
+    """Index into `tissue.TISSUES` at every point."""
+    found = np.where(regions.crowd > 0, t.LYMPHOID, t.STROMA)
     for depth, name in (
         (regions.nest, t.TUMOUR),
         (regions.fat, t.ADIPOSE),
@@ -210,8 +224,8 @@ def _labels(anatomy: Anatomy, regions: Regions) -> Array:
         (regions.vessel, t.BLOOD),
         (-regions.edge, t.BACKGROUND),
     ):
-        labels[depth > 0] = name
-    return labels
+        found[depth > 0] = name
+    return found
 
 
 def _renumbered(instances: Array, kinds: Array) -> tuple[Array, Array]:

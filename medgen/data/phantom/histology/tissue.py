@@ -16,7 +16,7 @@ BACKGROUND, LUMEN, EPITHELIUM, STROMA, LYMPHOID, TUMOUR, ADIPOSE, BLOOD = range(
 _FAR = -200.0
 
 # names of the random fields of a slide, for `Noise`
-(WARP_X, WARP_Y, BEND, CRIMP, FIBRE, FILAMENT, BUNDLE, CHROMATIN, GRAIN, OUTLINE_X, OUTLINE_Y, NESTS, CROWD, CYTOPLASM, GOBLET, THICKNESS, EDGE) = (
+(WARP_X, WARP_Y, BEND, CRIMP, FIBRE, FILAMENT, BUNDLE, CHROMATIN, GRAIN, OUTLINE_X, OUTLINE_Y, NESTS, CROWD, CYTOPLASM, SCALLOP, THICKNESS, EDGE) = (
     range(17)
 )
 
@@ -181,12 +181,12 @@ class Anatomy:
         layout = self.layout
         if not layout.glands:
             return _none()
-        x, y, (size, flat, angle) = scatter((*self.key, 3), _padded(box, 90.0), layout.glands, 3, jitter=0.25, block=2)
+        x, y, (size, flat, angle) = scatter((*self.key, 3), _padded(box, 90.0), layout.glands, 3, jitter=0.25, block=4)
         low, high = layout.radius
         return Sites(x, y, low + (high - low) * size, 0.72 + 0.28 * flat, np.pi * angle, _mark(size))
 
     def vessels(self, box: tuple[float, float, float, float]) -> Sites:
-        x, y, (there, size, flat, angle) = scatter((*self.key, 4), _padded(box, 60.0), 120.0, 4, jitter=0.7, block=2)
+        x, y, (there, size, flat, angle) = scatter((*self.key, 4), _padded(box, 60.0), 120.0, 4, jitter=0.7, block=4)
         sites = Sites(x, y, 6.0 + 16.0 * size**2, 0.45 + 0.5 * flat, np.pi * angle, _mark(size))
         return sites.kept(there < self.layout.vessels)
 
@@ -200,7 +200,7 @@ class Anatomy:
         across, along = self._fibres(x, y, gland, vessel)
         crowd = self.noise.at(CROWD, x, y, 55.0) - self.layout.crowd
         height = self.layout.height * self.traits.height
-        lumen = gland - height - 1.5 * self.noise.at(GOBLET, x, y, 5.0)
+        lumen = gland - height - 1.5 * self.noise.at(SCALLOP, x, y, 5.0)
         edge = 150.0 * (self.noise.at(EDGE, x, y, 420.0) + 1.5) + 3.0 * self.noise.at(EDGE, x, y, 12.0)
         return Regions(gland, lumen, nest, wall, fat, vessel, crowd, edge, across, along)
 
@@ -212,7 +212,7 @@ class Anatomy:
 
     def _nests(self, x: Array, y: Array) -> Array:
         if not self.layout.nests:
-            return np.full(np.shape(x), _FAR, np.float32)
+            return np.full(np.broadcast_shapes(np.shape(x), np.shape(y)), _FAR, np.float32)
         coarse, fine = self.noise.at(NESTS, x, y, 75.0), self.noise.at(NESTS, x, y, 21.0)
         return 34.0 * ((coarse + 0.25 * fine) / np.float32(np.hypot(1, 0.25)) - self._threshold)
 
@@ -220,14 +220,14 @@ class Anatomy:
         """Depth in the walls between fat cells and inside the lobule: cells are the nearest of scattered points."""
         if not self.layout.fat:
             return (np.full(np.shape(u), _FAR, np.float32),) * 2
-        x, y, _ = scatter((*self.key, 5), _padded(box, 130.0), self.layout.fat, 0, jitter=0.75, block=2)
-        first = np.full(np.shape(u), 1e4, np.float32)
-        second, third = first.copy(), first.copy()
+        x, y, _ = scatter((*self.key, 5), _padded(box, 110.0), self.layout.fat, 0, jitter=0.75, block=4)
+        near = np.full((3, *np.shape(u)), 1e8, np.float32)
         for cx, cy in zip(x, y, strict=True):
-            distance = np.hypot(u - np.float32(cx), v - np.float32(cy))
-            third = np.minimum(third, np.maximum(distance, second))
-            second = np.minimum(second, np.maximum(distance, first))
-            first = np.minimum(first, distance)
+            distance = np.square(u - np.float32(cx)) + np.square(v - np.float32(cy))
+            near[2] = np.minimum(near[2], np.maximum(distance, near[1]))
+            near[1] = np.minimum(near[1], np.maximum(distance, near[0]))
+            near[0] = np.minimum(near[0], distance)
+        first, second, third = np.sqrt(near)
         corner = np.maximum(0, 7.0 - 0.5 * (third - first))
         septum = 26.0 * (self.noise.at(NESTS, u, v, 150.0) + 1.3)
         return np.minimum(0.55 + 0.12 * corner - 0.5 * (second - first), septum), septum.astype(np.float32)
