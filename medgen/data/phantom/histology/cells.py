@@ -181,8 +181,8 @@ def _of_fat(anatomy: Anatomy, box: Box) -> Nuclei:
 def _lymphocytes(anatomy: Anatomy, box: Box) -> Nuclei:
     """Small round dark ones, dense where `crowd` is positive and stray elsewhere."""
     x, y, (there, size, flat, turn) = scatter((*anatomy.key, 10), box, anatomy.layout.lymphocytes / anatomy.traits.crowding, 4, jitter=0.8)
-    a = 2.9 + 0.9 * size**2
-    found = _placed(anatomy, box, x, y, a, a * (1 - 0.22 * flat), np.pi * turn, LYMPHOCYTE, there)
+    a = 3.1 + 0.9 * size**2
+    found = _placed(anatomy, box, x, y, a, a * (1 - 0.42 * flat), np.pi * turn, LYMPHOCYTE, there)
     regions = _at(anatomy, found, box)
     share = np.clip(anatomy.layout.stray + 2.0 * np.clip(regions.crowd, 0, None), 0, 0.92)
     return found.kept((found.tone < share) & (regions.stroma > 4.0))
@@ -192,7 +192,7 @@ def _spindles(anatomy: Anatomy, box: Box) -> Nuclei:
     """Fibroblasts: thin, along the fibres."""
     x, y, (long, thick, tilt, tone) = scatter((*anatomy.key, 11), box, anatomy.layout.stroma, 4, jitter=0.95)
     size = anatomy.traits.size
-    found = _placed(anatomy, box, x, y, size * (4.2 + 4.0 * long**1.5), size * (1.25 + 1.1 * thick**2), 0.5 * (tilt - 0.5), SPINDLE, tone)
+    found = _placed(anatomy, box, x, y, size * (4.0 + 3.4 * long**2), size * (1.4 + 1.4 * thick**1.5), 0.5 * (tilt - 0.5), SPINDLE, tone)
     found = found.kept(_at(anatomy, found, box).stroma > 2.5)
     angle = found.angle + anatomy.direction(found.x, found.y, box)
     return Nuclei(found.x, found.y, found.a, found.b, angle, found.kind, found.rank, found.tone)

@@ -138,7 +138,7 @@ def _cells_between(anatomy: Anatomy, window: Window, regions: Regions, goblets: 
     """Cytoplasm of glands and nests, lumina, mucin, fat."""
     noise, mpp = anatomy.noise, window.mpp
     grain = noise.grain(t.GRAIN, *window.axes, 1.0)
-    patchy = noise.at(t.CYTOPLASM, *window.axes, 9.0)
+    patchy = noise.grain(t.CYTOPLASM, *window.axes, 9.0)
     if anatomy.layout.glands:
         height = anatomy.layout.height * anatomy.traits.height
         _lay(stains, cover(regions.gland, mpp + 0.5), 0.20 + 0.03 * grain + 0.03 * patchy, 0.50 + 0.06 * grain + 0.05 * patchy)

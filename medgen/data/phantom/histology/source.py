@@ -96,19 +96,18 @@ class HistologyData:
             lab, colour = channel.rsplit("_", 1)
             stored = images[own if lab == "image" else lab][COLOURS.index(colour)]
             case[channel] = rule.forward(stored, **rule.fit(stored)).astype(np.float32)[None]
-        density = self.density(tile)
-        return case | {
-            "label": CLASSES.index(name),
-            "domain": list(DOMAINS).index(own),
-            "density": density,
-            "caption": caption(name, density, own, self.mpp),
-            "subject": f"histology-{self.seed}-{index:07d}",
-        }
+        return case | {"label": CLASSES.index(name), "subject": f"histology-{self.seed}-{index:07d}", **self.said(tile, name, index)}
+
+    def said(self, tile: Tile, name: str, index: int) -> dict[str, Any]:
+        """Domain, density and caption of a tile of class `name`."""
+        lab = self.domain_of(index)
+        density = len(tile.kinds) / (np.prod(self.size) * self.mpp**2) * 1000.0
+        return {"domain": list(DOMAINS).index(lab), "density": float(density), "caption": caption(name, density, lab, self.mpp)}
 
     def tile(self, index: int, number: int) -> tuple[Tile, str]:
         """What a tile shows before any light, and its class."""
         anatomy, window = place(self.seed, index, number, self.size, self.mpp)
-        border = int(np.ceil(3 * max(scanner.blur for scanner in DOMAINS.values()) / self.mpp))
+        border = int(np.ceil(3 * max(max(scanner.blur) for scanner in DOMAINS.values()) / self.mpp))
         return paint(anatomy, window, border), CLASSES[anatomy.key[2]]
 
     def image(self, tile: Tile, index: int, number: int, lab: str) -> np.ndarray:
@@ -116,15 +115,11 @@ class HistologyData:
         traits, scanner = draw_traits(self.seed, index), domain(lab)
         light = transmit(tile.stains, scanner.stained(traits.shade, traits.tint), scanner.white)
         rng = generator(self.seed, index, 31, number, list(DOMAINS).index(lab))
-        return tile.inner(scanned(light, scanner.blur / self.mpp, self.noise, rng))
+        return tile.inner(scanned(light, [width / self.mpp for width in scanner.blur], self.noise, rng))
 
     def domain_of(self, index: int) -> str:
         """The laboratory of a subject."""
         return self.domains[int(generator(self.seed, index, 30).random() * len(self.domains))]
-
-    def density(self, tile: Tile) -> float:
-        """Nuclei per 1000 square micrometres."""
-        return len(tile.kinds) / (np.prod(self.size) * self.mpp**2) * 1000.0
 
     def _shown(self, index: int) -> list[str]:
         labs = [channel.rsplit("_", 1)[0] for channel in self.channels if channel in IMAGES]
