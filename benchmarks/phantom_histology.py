@@ -143,7 +143,9 @@ def table(pairs: Sequence[tuple[str, list[Stats], list[Stats]]]) -> str:
     heads = [f"drawn like it | {name} | within" for name, *_ in pairs]
     lines = [f"| statistic of a tile | {' | '.join(heads)} |", "|---" * (3 * len(pairs) + 1) + "|"]
     for key, about in ABOUT.items():
-        cells = [cell for _, drawn, real in pairs for cell in _compared(*(np.array([t[key] for t in s if key in t]) for s in (drawn, real)))]
+        cells = [
+            cell for _, drawn, real in pairs for cell in _compared(*(np.array([t[key] for t in s if key in t]) for s in (drawn, real)))
+        ]
         lines.append(f"| {about} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -180,7 +182,18 @@ def draw_picture() -> None:
 
 def _coloured(case: dict) -> np.ndarray:
     """Tissue labels in muted colours, each nucleus over them in one of its own."""
-    tissue = np.array([(255, 255, 255), (225, 240, 250), (150, 190, 220), (240, 200, 200), (205, 205, 160), (190, 160, 210), (250, 240, 205), (230, 120, 110)])
+    tissue = np.array(
+        [
+            (255, 255, 255),
+            (225, 240, 250),
+            (150, 190, 220),
+            (240, 200, 200),
+            (205, 205, 160),
+            (190, 160, 210),
+            (250, 240, 205),
+            (230, 120, 110),
+        ]
+    )
     picture, number = tissue[case["tissue"][0]], case["instances"][0]
     shades = np.random.default_rng(0).integers(30, 170, (number.max() + 1, 3))
     return np.where(number[..., None] > 0, shades[number], picture).astype(np.uint8)

@@ -9,7 +9,7 @@ import numpy as np
 
 from medgen.core.random import generator
 from medgen.data.phantom.histology.fields import Window, scatter
-from medgen.data.phantom.histology.tissue import Anatomy
+from medgen.data.phantom.histology.tissue import Anatomy, Regions, Sites
 from medgen.data.phantom.shapes import Array
 
 KINDS = ("epithelial", "tumour", "mitosis", "lymphocyte", "spindle", "endothelial", "adipocyte")
@@ -17,6 +17,7 @@ GLAND_CELL, TUMOUR_CELL, MITOSIS, LYMPHOCYTE, SPINDLE, ENDOTHELIAL, ADIPOCYTE = 
 _ROUNDS = 2  # each reaches as far as two large nuclei; more would pack them tighter and cost a wider margin
 _MARGIN = 46.0
 _GAP = 0.3
+HALO = 6.0  # how far beyond its outline a nucleus changes what is around it, with the unevenness of the outline
 GOBLET = 9.8  # from the middle of a gland cell's nucleus to that of its drop of mucin
 _ANGLES = np.pi * np.arange(16) / 16
 
@@ -63,7 +64,7 @@ def nuclei(anatomy: Anatomy, window: Window) -> Nuclei:
         return Nuclei(*np.zeros((8, 0)))
     found = Nuclei(*(np.concatenate([getattr(layer, name) for layer in layers]) for name in Nuclei.__dataclass_fields__))
     found = found.kept(apart(found))
-    wide = found.a + np.where(found.kind == GLAND_CELL, GOBLET + 3.0, 2.0)
+    wide = found.a + np.where(found.kind == GLAND_CELL, GOBLET + 3.0, HALO)
     return found.kept((found.x > left - wide) & (found.x < right + wide) & (found.y > top - wide) & (found.y < bottom + wide))
 
 
@@ -110,8 +111,8 @@ def _rivals(found: Nuclei) -> tuple[Array, Array]:
 
 
 def _layers(anatomy: Anatomy, box: Box) -> Iterator[Nuclei]:
-    yield from _of_glands(anatomy, box)
-    yield from _of_vessels(anatomy, box)
+    yield _of_glands(anatomy, box)
+    yield _of_vessels(anatomy, box)
     if anatomy.layout.nests:
         yield _of_nests(anatomy, box)
     if anatomy.layout.fat:
@@ -120,36 +121,35 @@ def _layers(anatomy: Anatomy, box: Box) -> Iterator[Nuclei]:
     yield _spindles(anatomy, box)
 
 
-def _of_glands(anatomy: Anatomy, box: Box) -> Iterator[Nuclei]:
+def _of_glands(anatomy: Anatomy, box: Box) -> Nuclei:
     """Columnar nuclei side by side along the base of every gland, upright on it."""
-    size, sites = anatomy.traits.size, anatomy.glands(box)
-    for cx, cy, radius, flat, turn, mark in zip(*(getattr(sites, name) for name in sites.__dataclass_fields__), strict=True):
-        rng = generator(*anatomy.key, 6, int(mark))
-        count = int(np.pi * radius * (1 + flat) / (5.7 * size / anatomy.traits.crowding))
-        t = 2 * np.pi * (np.arange(count) + 0.35 * rng.random(count)) / count
-        depth = 5.2 + 2.6 * rng.random(count) + 4.5 * (rng.random(count) < 0.18)
-        normal = np.arctan2(np.sin(t), flat * np.cos(t))
-        along, across = radius * np.cos(t) - depth * np.cos(normal), radius * flat * np.sin(t) - depth * np.sin(normal)
-        c, s = np.cos(turn), np.sin(turn)
-        x, y = anatomy.unwarp(cx + c * along - s * across, cy + s * along + c * across)
-        a, b = size * (3.9 + 1.0 * rng.random(count)), size * (2.3 + 0.5 * rng.random(count))
-        yield _placed(anatomy, box, x, y, a, b, normal + turn + 0.18 * rng.standard_normal(count), GLAND_CELL, rng.random(count))
+    size = anatomy.traits.size
+    x, y, normal, (deep, behind, a, b, tilt, tone) = _rim((*anatomy.key, 6), anatomy.glands(box), 5.7 * size / anatomy.traits.crowding, 6)
+    inward = 5.2 + 2.6 * deep + 4.5 * (behind < 0.18)
+    x, y = anatomy.unwarp(x - inward * np.cos(normal), y - inward * np.sin(normal))
+    return _placed(box, x, y, size * (3.9 + 1.0 * a), size * (2.3 + 0.5 * b), normal + 0.6 * (tilt - 0.5), GLAND_CELL, tone)
 
 
-def _of_vessels(anatomy: Anatomy, box: Box) -> Iterator[Nuclei]:
+def _of_vessels(anatomy: Anatomy, box: Box) -> Nuclei:
     """Flat nuclei in the wall."""
-    sites = anatomy.vessels(box)
-    for cx, cy, radius, flat, turn, mark in zip(*(getattr(sites, name) for name in sites.__dataclass_fields__), strict=True):
-        rng = generator(*anatomy.key, 7, int(mark))
-        count = max(2, int(np.pi * radius * (1 + flat) / 15.0))
-        t = 2 * np.pi * (np.arange(count) + 0.5 * rng.random(count)) / count
-        normal = np.arctan2(np.sin(t), flat * np.cos(t))
-        along, across = (radius + 1.2) * np.cos(t), (radius * flat + 1.2) * np.sin(t)
-        c, s = np.cos(turn), np.sin(turn)
-        x, y = anatomy.unwarp(cx + c * along - s * across, cy + s * along + c * across)
-        free = anatomy.regions(x, y, box).vessel > -4.0
-        placed = _placed(anatomy, box, x, y, 4.4 + rng.random(count), 1.4 + 0.4 * rng.random(count), normal + turn + np.pi / 2, ENDOTHELIAL, t)
-        yield placed.kept(free[_inside(box, x, y)])
+    x, y, normal, (a, b, tone) = _rim((*anatomy.key, 7), anatomy.vessels(box), 15.0, 3)
+    x, y = anatomy.unwarp(x + 1.2 * np.cos(normal), y + 1.2 * np.sin(normal))
+    found = _placed(box, x, y, 4.4 + a, 1.4 + 0.4 * b, normal + np.pi / 2, ENDOTHELIAL, tone)
+    return found.kept(_at(anatomy, found, box).vessel > -4.0)
+
+
+def _rim(key: tuple[int, ...], sites: Sites, spacing: float, columns: int) -> tuple[Array, Array, Array, Array]:
+    """Points along the outlines of sites, in the warped plane: x, y, outward direction (N,), and uniform numbers (columns, N)."""
+    found = [np.zeros((3 + columns, 0))]
+    for cx, cy, radius, flat, turn, mark in sites:
+        rng = generator(*key, int(mark))
+        count = max(2, int(np.pi * radius * (1 + flat) / spacing))
+        t = 2 * np.pi * (np.arange(count) + 0.35 * rng.random(count)) / count
+        along, across, c, s = radius * np.cos(t), radius * flat * np.sin(t), np.cos(turn), np.sin(turn)
+        normal = np.arctan2(np.sin(t), flat * np.cos(t)) + turn
+        found.append(np.stack([cx + c * along - s * across, cy + s * along + c * across, normal, *rng.random((columns, count))]))
+    x, y, normal, *numbers = np.concatenate(found, 1)
+    return x, y, normal, np.array(numbers)
 
 
 def _of_nests(anatomy: Anatomy, box: Box) -> Nuclei:
@@ -162,19 +162,17 @@ def _of_nests(anatomy: Anatomy, box: Box) -> Nuclei:
     b = a * (0.95 - (0.2 + 0.25 * traits.grade) * flat)
     kind = np.where(divides < traits.mitoses, MITOSIS, TUMOUR_CELL)
     a, b = np.minimum(np.where(kind == MITOSIS, 4.6 * traits.size, a), 9.0), np.where(kind == MITOSIS, 1.7 * traits.size, b)
-    found = _placed(anatomy, box, x, y, a, np.minimum(b, 7.0), np.pi * turn, kind, tone)
+    found = _placed(box, x, y, a, np.minimum(b, 7.0), np.pi * turn, kind, tone)
     return found.kept(np.minimum(_at(anatomy, found, box).nest, _at(anatomy, found, box).edge) > 0.8 * found.a)
 
 
 def _of_fat(anatomy: Anatomy, box: Box) -> Nuclei:
     """Flat nuclei in the walls of fat cells."""
     x, y, (there, tone) = scatter((*anatomy.key, 9), box, 8.0, 2)
-    found = _placed(anatomy, box, x, y, *np.array([[4.6], [1.4]]) * np.ones(len(x)), np.zeros(len(x)), ADIPOCYTE, tone)
+    found = _placed(box, x, y, *np.array([[4.6], [1.4]]) * np.ones(len(x)), np.zeros(len(x)), ADIPOCYTE, tone)
     regions = _at(anatomy, found, box)
     found = found.kept((regions.wall > 0.05) & (there[_inside(box, x, y)] < 0.6) & (np.minimum(regions.fat, regions.edge) > 5))
-    wall, right, down = (
-        anatomy.regions(found.x + dx, found.y + dy, box).wall for dx, dy in ((0.0, 0.0), (0.4, 0.0), (0.0, 0.4))
-    )
+    wall, right, down = (anatomy.regions(found.x + dx, found.y + dy, box).wall for dx, dy in ((0.0, 0.0), (0.4, 0.0), (0.0, 0.4)))
     return Nuclei(found.x, found.y, found.a, found.b, np.arctan2(right - wall, wall - down), found.kind, found.rank, found.tone)
 
 
@@ -182,7 +180,7 @@ def _lymphocytes(anatomy: Anatomy, box: Box) -> Nuclei:
     """Small round dark ones, dense where `crowd` is positive and stray elsewhere."""
     x, y, (there, size, flat, turn) = scatter((*anatomy.key, 10), box, anatomy.layout.lymphocytes / anatomy.traits.crowding, 4, jitter=0.8)
     a = 3.1 + 0.9 * size**2
-    found = _placed(anatomy, box, x, y, a, a * (1 - 0.42 * flat), np.pi * turn, LYMPHOCYTE, there)
+    found = _placed(box, x, y, a, a * (1 - 0.42 * flat), np.pi * turn, LYMPHOCYTE, there)
     regions = _at(anatomy, found, box)
     share = np.clip(anatomy.layout.stray + 2.0 * np.clip(regions.crowd, 0, None), 0, 0.92)
     return found.kept((found.tone < share) & (regions.stroma > 4.0))
@@ -192,13 +190,13 @@ def _spindles(anatomy: Anatomy, box: Box) -> Nuclei:
     """Fibroblasts: thin, along the fibres."""
     x, y, (long, thick, tilt, tone) = scatter((*anatomy.key, 11), box, anatomy.layout.stroma, 4, jitter=0.95)
     size = anatomy.traits.size
-    found = _placed(anatomy, box, x, y, size * (4.0 + 3.4 * long**2), size * (1.4 + 1.4 * thick**1.5), 0.5 * (tilt - 0.5), SPINDLE, tone)
+    found = _placed(box, x, y, size * (4.0 + 3.4 * long**2), size * (1.4 + 1.4 * thick**1.5), 0.5 * (tilt - 0.5), SPINDLE, tone)
     found = found.kept(_at(anatomy, found, box).stroma > 2.5)
     angle = found.angle + anatomy.direction(found.x, found.y, box)
     return Nuclei(found.x, found.y, found.a, found.b, angle, found.kind, found.rank, found.tone)
 
 
-def _placed(anatomy: Anatomy, box: Box, x: Array, y: Array, a: Array, b: Array, angle: Array, kind: Array | int, tone: Array) -> Nuclei:
+def _placed(box: Box, x: Array, y: Array, a: Array, b: Array, angle: Array, kind: Array | int, tone: Array) -> Nuclei:
     """Those of a layer that lie in the box; earlier kinds outrank later ones."""
     kind = np.broadcast_to(kind, x.shape)
     rank = np.where(kind == MITOSIS, TUMOUR_CELL, kind) + (tone * 1e4) % 1.0
@@ -209,5 +207,5 @@ def _inside(box: Box, x: Array, y: Array) -> Array:
     return (x > box[0]) & (x < box[2]) & (y > box[1]) & (y < box[3])
 
 
-def _at(anatomy: Anatomy, found: Nuclei, box: Box):
+def _at(anatomy: Anatomy, found: Nuclei, box: Box) -> Regions:
     return anatomy.regions(found.x, found.y, box)

@@ -1,4 +1,4 @@
-"""Random functions of the plane that look the same from every window: smooth noise, and points scattered over it. Lengths in micrometres."""
+"""Random functions of the plane that look the same from every window: smooth noise and scattered points. Lengths in micrometres."""
 
 from __future__ import annotations
 

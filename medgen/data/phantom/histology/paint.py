@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
-from itertools import count
 
 import numpy as np
 
 from medgen.data.phantom.histology import tissue as t
-from medgen.data.phantom.histology.cells import ADIPOCYTE, GLAND_CELL, GOBLET, KINDS, LYMPHOCYTE, MITOSIS, TUMOUR_CELL, Nuclei, nuclei, red_cells
+from medgen.data.phantom.histology.cells import (
+    ADIPOCYTE,
+    GLAND_CELL,
+    GOBLET,
+    HALO,
+    KINDS,
+    LYMPHOCYTE,
+    MITOSIS,
+    TUMOUR_CELL,
+    Nuclei,
+    nuclei,
+    red_cells,
+)
 from medgen.data.phantom.histology.fields import Window
 from medgen.data.phantom.histology.tissue import Anatomy, Regions
 from medgen.data.phantom.shapes import Array, cover, ellipsoid
 
 STAINS = ("hematoxylin", "eosin", "blood")
 _FAR = -50.0
-_HALO = 4.0
+_SHAPE = ("x", "y", "a", "b", "angle", "kind", "tone")
 _OUTLINE = {"tumour": 0.55}  # micrometres by which nuclei depart from ellipses
 
 
@@ -76,7 +88,7 @@ class _Imprint:
         self.spot = np.zeros(window.shape, np.float32)
         self.goblet = np.full(window.shape, _FAR, np.float32)
         self._mucin = anatomy.traits.mucin
-        for number, shape in zip(count(), zip(found.x, found.y, found.a, found.b, found.angle, found.kind, found.tone, strict=True)):
+        for number, shape in enumerate(zip(*(getattr(found, name).tolist() for name in _SHAPE), strict=True)):
             self._press(window, number, *shape)
 
     @property
@@ -85,11 +97,11 @@ class _Imprint:
         return np.where(self.depth > 0, self.nearest, -1)
 
     def _press(self, window: Window, number: int, cx: float, cy: float, a: float, b: float, angle: float, kind: int, tone: float) -> None:
-        place = _around(window, cx, cy, a + _HALO)
-        dx, dy = self.x[place] - np.float32(cx), self.y[place] - np.float32(cy)
+        place = _around(window, cx, cy, a + HALO)
+        dx, dy = self.x[place] - cx, self.y[place] - cy
         if not dx.size:
             return
-        c, s = np.float32(np.cos(angle)), np.float32(np.sin(angle))
+        c, s = math.cos(angle), math.sin(angle)
         along, across = (c * dx + s * dy).ravel(), (c * dy - s * dx).ravel()
         depth = ellipsoid((along, across, np.zeros_like(along)), (0, 0, 0), (a, b, 1.0)).reshape(dx.shape)
         deeper = depth > self.depth[place]
@@ -99,13 +111,13 @@ class _Imprint:
             self._fill_goblet(window, cx - GOBLET * c, cy - GOBLET * s, c, s)
         if kind in (TUMOUR_CELL, GLAND_CELL):
             size, off = (0.55 + 0.75 * tone, 0.45 * a * (2 * ((tone * 7) % 1) - 1)) if kind == TUMOUR_CELL else (0.5, 0.0)
-            spot = cover(size - np.hypot(along - np.float32(off), across - np.float32(0.3 * b * (2 * tone - 1))), max(window.mpp, 0.4))
+            spot = cover(size - np.hypot(along - off, across - 0.3 * b * (2 * tone - 1)), max(window.mpp, 0.4))
             self.spot[place] = np.where(deeper, spot.reshape(dx.shape), self.spot[place])
 
     def _fill_goblet(self, window: Window, cx: float, cy: float, c: float, s: float) -> None:
         """The drop of mucin of a gland cell, between its nucleus and the lumen."""
         place = _around(window, cx, cy, 7.0)
-        dx, dy = self.x[place] - np.float32(cx), self.y[place] - np.float32(cy)
+        dx, dy = self.x[place] - cx, self.y[place] - cy
         if dx.size:
             points = (c * dx + s * dy).ravel(), (c * dy - s * dx).ravel()
             depth = ellipsoid((*points, np.zeros(dx.size, np.float32)), (0, 0, 0), (5.4, 2.9, 1.0)).reshape(dx.shape)
@@ -115,9 +127,7 @@ class _Imprint:
 def _around(window: Window, cx: float, cy: float, reach: float) -> tuple[slice, slice]:
     (x0, y0), (rows, columns) = window.origin, window.shape
     spans = ((cy - y0, rows), (cx - x0, columns))
-    return tuple(
-        slice(max(0, int((at - reach) / window.mpp)), max(0, min(n, int((at + reach) / window.mpp) + 2))) for at, n in spans
-    )
+    return tuple(slice(max(0, int((at - reach) / window.mpp)), max(0, min(n, int((at + reach) / window.mpp) + 2))) for at, n in spans)
 
 
 def _connective(anatomy: Anatomy, window: Window, regions: Regions) -> Array:
@@ -127,7 +137,7 @@ def _connective(anatomy: Anatomy, window: Window, regions: Regions) -> Array:
     fibre = 0.7 * noise.at(t.FIBRE, across, regions.along, (2.4, 17.0))
     fibre += 0.5 * noise.at(t.FILAMENT, across, regions.along, (0.9, 7.0)) + 0.25 * noise.at(t.GRAIN, *window.axes, 0.9)
     bundle = noise.at(t.BUNDLE, across, regions.along, (10.0, 42.0))
-    split = 0.75 * noise.at(t.CHROMATIN, across, regions.along, (3.4, 24.0)) + 0.6 * bundle + 0.2 * fibre
+    split = 0.75 * noise.at(t.SPLIT, across, regions.along, (3.4, 24.0)) + 0.6 * bundle + 0.2 * fibre
     gap = np.clip((np.float32(t.quantile(layout.loose)) - split) * 3.0, 0, 1)
     eosin = (0.62 + 0.10 * fibre + 0.13 * bundle) * (1 - 0.93 * gap)
     hematoxylin = (0.07 + 0.02 * noise.at(t.CYTOPLASM, *window.axes, 9.0)) * (1 - 0.9 * gap)
@@ -140,7 +150,6 @@ def _cells_between(anatomy: Anatomy, window: Window, regions: Regions, goblets: 
     grain = noise.grain(t.GRAIN, *window.axes, 1.0)
     patchy = noise.grain(t.CYTOPLASM, *window.axes, 9.0)
     if anatomy.layout.glands:
-        height = anatomy.layout.height * anatomy.traits.height
         _lay(stains, cover(regions.gland, mpp + 0.5), 0.20 + 0.03 * grain + 0.03 * patchy, 0.50 + 0.06 * grain + 0.05 * patchy)
         _lay(stains, cover(goblets, mpp + 0.5), 0.16 + 0.025 * grain, 0.09 + 0.02 * grain)
         secretion = 0.05 * np.clip(patchy + 0.2 * grain, 0, None)
@@ -149,11 +158,11 @@ def _cells_between(anatomy: Anatomy, window: Window, regions: Regions, goblets: 
     if anatomy.layout.nests:
         blue = 0.22 + 0.12 * anatomy.traits.grade
         _lay(stains, cover(regions.nest, mpp + 1.0), blue + 0.035 * grain + 0.05 * patchy, 0.47 + 0.06 * grain + 0.09 * patchy)
-        cleft = np.exp(-np.square((regions.nest + 1.5) / 1.3)) * np.clip(0.5 * noise.at(t.EDGE, *window.axes, 22.0), 0, 1)
+        cleft = np.exp(-np.square((regions.nest + 1.5) / 1.3)) * np.clip(0.5 * noise.at(t.CLEFT, *window.axes, 22.0), 0, 1)
         stains *= 1 - 0.85 * cleft
     if anatomy.layout.fat:
         _lay(stains, cover(regions.fat, 2.0), np.float32(0.01), np.float32(0.015))
-        _lay(stains, cover(np.minimum(regions.wall, regions.fat), mpp), 0.06 + 0.0 * grain, 0.55 + 0.05 * grain)
+        _lay(stains, cover(np.minimum(regions.wall, regions.fat), mpp), np.float32(0.06), 0.55 + 0.05 * grain)
 
 
 def _blood(anatomy: Anatomy, window: Window, regions: Regions, stains: Array) -> None:

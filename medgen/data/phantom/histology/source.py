@@ -157,7 +157,9 @@ def caption(name: str, density: float, lab: str, mpp: float) -> str:
     """One sentence about a tile."""
     amount = "few" if density < 2.0 else "a moderate number of" if density < 5.0 else "many"
     what = {"glands": "normal glands", "tumour": "a tumour", "adipose": "adipose tissue"}.get(name, name)
-    return f"H&E tile of {what} with {amount} nuclei ({density:.1f} per 1000 square micrometres), {lab} stain, {mpp:g} micrometres per pixel."
+    return (
+        f"H&E tile of {what} with {amount} nuclei ({density:.1f} per 1000 square micrometres), {lab} stain, {mpp:g} micrometres per pixel."
+    )
 
 
 def _map(tile: Tile, name: str) -> np.ndarray:

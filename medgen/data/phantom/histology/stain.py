@@ -80,7 +80,9 @@ def scanned(readings: Array, blur: Sequence[float], noise: float, rng: np.random
     """
     from scipy.ndimage import gaussian_filter
 
-    readings = np.stack([gaussian_filter(plane, width, truncate=3.0) if width else plane for plane, width in zip(readings, blur, strict=True)])
+    readings = np.stack(
+        [gaussian_filter(plane, width, truncate=3.0) if width else plane for plane, width in zip(readings, blur, strict=True)]
+    )
     if noise > 0:
         readings = readings + noise * np.sqrt(readings / 255.0) * rng.standard_normal(readings.shape, dtype=np.float32)
     return np.clip(readings, 0, 255)

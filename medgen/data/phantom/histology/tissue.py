@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,9 +18,8 @@ BACKGROUND, LUMEN, EPITHELIUM, STROMA, LYMPHOID, TUMOUR, ADIPOSE, BLOOD = range(
 _FAR = -200.0
 
 # names of the random fields of a slide, for `Noise`
-(WARP_X, WARP_Y, BEND, CRIMP, FIBRE, FILAMENT, BUNDLE, CHROMATIN, GRAIN, OUTLINE_X, OUTLINE_Y, NESTS, CROWD, CYTOPLASM, SCALLOP, THICKNESS, EDGE) = (
-    range(17)
-)
+WARP_X, WARP_Y, BEND, CRIMP, NESTS, CROWD, SCALLOP, THICKNESS, EDGE = range(9)
+FIBRE, FILAMENT, BUNDLE, SPLIT, CHROMATIN, GRAIN, OUTLINE_X, OUTLINE_Y, CYTOPLASM, CLEFT = range(9, 19)
 
 
 @dataclass(frozen=True)
@@ -116,12 +117,16 @@ class Sites:
     def depth(self, x: Array, y: Array) -> Array:
         """Depth below the surface of the nearest of them (any shape); _FAR away where there is none."""
         deepest = np.full(np.shape(x), _FAR, np.float32)
-        for cx, cy, radius, flat, angle in zip(self.x, self.y, self.radius, self.flat, self.angle, strict=True):
-            c, s, dx, dy = np.float32(np.cos(angle)), np.float32(np.sin(angle)), x - np.float32(cx), y - np.float32(cy)
+        for cx, cy, radius, flat, angle, _ in self:
+            c, s, dx, dy = math.cos(angle), math.sin(angle), x - cx, y - cy
             along, across = c * dx + s * dy, c * dy - s * dx
             inside = ellipsoid((along.ravel(), across.ravel(), _zeros(along.size)), (0, 0, 0), (radius, radius * flat, 1.0))
             np.maximum(deepest, inside.reshape(deepest.shape), out=deepest)
         return deepest
+
+    def __iter__(self) -> Iterator[tuple[float, ...]]:
+        """One tuple of plain numbers per site: they leave single precision single."""
+        return zip(*(getattr(self, name).tolist() for name in self.__dataclass_fields__), strict=True)
 
     def kept(self, where: Array) -> Sites:
         return Sites(*(getattr(self, name)[where] for name in self.__dataclass_fields__))
