@@ -8,6 +8,7 @@ NUCLEI_HE holds images/*.png and masks/*.png (instances) under the same names; t
 
 import argparse
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from PIL import Image
 from medgen.core.picture import montage
 from medgen.data.phantom.histology.source import COLOURS, HistologyData
 from medgen.data.phantom.histology.stain import DOMAINS
-from medgen.data.phantom.histology.tissue import CLASSES
+from medgen.data.phantom.histology.tissue import CLASSES, TISSUES
 
 PAGE = Path(__file__).parents[1] / "docs/phantom_histology.md"
 PICTURE = Path(__file__).parents[1] / "docs/pictures/phantom_histology.png"
@@ -46,6 +47,16 @@ ABOUT = {
     "second_blue": "second stain vector, blue",
     "background": "share of background",
     "slope": "slope of the power spectrum",
+}
+MUTED = {
+    "background": (255, 255, 255),
+    "lumen": (225, 240, 250),
+    "epithelium": (150, 190, 220),
+    "stroma": (240, 200, 200),
+    "lymphoid": (205, 205, 160),
+    "tumour": (190, 160, 210),
+    "adipose": (250, 240, 205),
+    "blood": (230, 120, 110),
 }
 Stats = dict[str, float]
 
@@ -101,7 +112,7 @@ def slope(gray: np.ndarray) -> float:
     power = np.abs(np.fft.fft2((gray - gray.mean()) * window)) ** 2
     radius = np.hypot(np.fft.fftfreq(gray.shape[0])[:, None], np.fft.fftfreq(gray.shape[1]))
     edges = np.geomspace(1 / 64, 1 / 4, 13)
-    rings = [(low <= radius) & (radius < high) for low, high in zip(edges, edges[1:], strict=False)]
+    rings = [(low <= radius) & (radius < high) for low, high in pairwise(edges)]
     return float(np.polyfit(np.log(np.sqrt(edges[1:] * edges[:-1])), [np.log(power[ring].mean()) for ring in rings], 1)[0])
 
 
@@ -143,9 +154,8 @@ def table(pairs: Sequence[tuple[str, list[Stats], list[Stats]]]) -> str:
     heads = [f"drawn like it | {name} | within" for name, *_ in pairs]
     lines = [f"| statistic of a tile | {' | '.join(heads)} |", "|---" * (3 * len(pairs) + 1) + "|"]
     for key, about in ABOUT.items():
-        cells = [
-            cell for _, drawn, real in pairs for cell in _compared(*(np.array([t[key] for t in s if key in t]) for s in (drawn, real)))
-        ]
+        values = [tuple(np.array([tile[key] for tile in tiles if key in tile]) for tiles in pair) for _, *pair in pairs]
+        cells = [cell for drawn, real in values for cell in _compared(drawn, real)]
         lines.append(f"| {about} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -167,7 +177,7 @@ def _cell(values: np.ndarray) -> str:
 def draw_picture() -> None:
     """Every class in every domain, with the label maps of each; drawn tiles only."""
     channels = (*(f"{lab}_{c}" for lab in DOMAINS for c in COLOURS), "tissue", "instances")
-    data = HistologyData(channels, (224, 224), {"train": 200}, tiles=1, mpp=0.4)
+    data = HistologyData(channels, (176, 176), {"train": 200}, tiles=1, mpp=0.5)
     cases: dict[int, dict] = {}
     for index in range(200):
         case = data.draw(index, 0)
@@ -176,24 +186,13 @@ def draw_picture() -> None:
             break
     rows = [[stored(cases[k], lab) for k in range(len(CLASSES))] for lab in DOMAINS]
     rows.append([_coloured(cases[k]) for k in range(len(CLASSES))])
-    Image.fromarray(montage(rows, gap=3)).save(PICTURE, optimize=True)
+    Image.fromarray(montage(rows, gap=3)).quantize(256).save(PICTURE, optimize=True)
     print(f"{PICTURE}: {PICTURE.stat().st_size / 1e3:.0f} kB")
 
 
 def _coloured(case: dict) -> np.ndarray:
     """Tissue labels in muted colours, each nucleus over them in one of its own."""
-    tissue = np.array(
-        [
-            (255, 255, 255),
-            (225, 240, 250),
-            (150, 190, 220),
-            (240, 200, 200),
-            (205, 205, 160),
-            (190, 160, 210),
-            (250, 240, 205),
-            (230, 120, 110),
-        ]
-    )
+    tissue = np.array([MUTED[name] for name in TISSUES])
     picture, number = tissue[case["tissue"][0]], case["instances"][0]
     shades = np.random.default_rng(0).integers(30, 170, (number.max() + 1, 3))
     return np.where(number[..., None] > 0, shades[number], picture).astype(np.uint8)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from medgen.core.errors import MedgenError, nearest
+from medgen.core.errors import MedgenError
 from medgen.core.intensity import UnitRange
 from medgen.core.random import generator
 from medgen.data.phantom.drawn import DrawnCases, check_drawn, drawn_split
@@ -21,7 +21,7 @@ from medgen.data.source import Case
 LABELS = {"tissue": len(TISSUES), "nuclei": 2, "instances": 0}
 IMAGES = tuple(f"{name}_{colour}" for name in ("image", *DOMAINS) for colour in COLOURS)
 PITCH = 900.0  # micrometres between the places of a subject's tiles: they never overlap up to this field of view
-_LEAST = {"glands": (EPITHELIUM, 0.2), "tumour": (TUMOUR, 0.4)}
+_LEAST = {"glands": (EPITHELIUM, 0.25), "tumour": (TUMOUR, 0.45)}
 _TRIES = 12
 
 

@@ -16,6 +16,7 @@ CLASSES = ("glands", "stroma", "inflammation", "tumour", "adipose")
 TISSUES = ("background", "lumen", "epithelium", "stroma", "lymphoid", "tumour", "adipose", "blood")
 BACKGROUND, LUMEN, EPITHELIUM, STROMA, LYMPHOID, TUMOUR, ADIPOSE, BLOOD = range(len(TISSUES))
 _FAR = -200.0
+_REACH = 60.0  # how far around a gland or a vessel fibres bend
 
 # names of the random fields of a slide, for `Noise`
 WARP_X, WARP_Y, BEND, CRIMP, NESTS, CROWD, SCALLOP, THICKNESS, EDGE = range(9)
@@ -128,6 +129,12 @@ class Sites:
         """One tuple of plain numbers per site: they leave single precision single."""
         return zip(*(getattr(self, name).tolist() for name in self.__dataclass_fields__), strict=True)
 
+    def near(self, box: tuple[float, float, float, float]) -> Sites:
+        """Those that can be felt inside the box, whatever the warp."""
+        reach = self.radius + _REACH + 25.0
+        across = (self.x > box[0] - reach) & (self.x < box[2] + reach)
+        return self.kept(across & (self.y > box[1] - reach) & (self.y < box[3] + reach))
+
     def kept(self, where: Array) -> Sites:
         return Sites(*(getattr(self, name)[where] for name in self.__dataclass_fields__))
 
@@ -186,14 +193,14 @@ class Anatomy:
         layout = self.layout
         if not layout.glands:
             return _none()
-        x, y, (size, flat, angle) = scatter((*self.key, 3), _padded(box, 90.0), layout.glands, 3, jitter=0.25, block=4)
+        x, y, (size, flat, angle) = scatter((*self.key, 3), _padded(box, 150.0), layout.glands, 3, jitter=0.25, block=4)
         low, high = layout.radius
-        return Sites(x, y, low + (high - low) * size, 0.72 + 0.28 * flat, np.pi * angle, _mark(size))
+        return Sites(x, y, low + (high - low) * size, 0.72 + 0.28 * flat, np.pi * angle, _mark(size)).near(box)
 
     def vessels(self, box: tuple[float, float, float, float]) -> Sites:
-        x, y, (there, size, flat, angle) = scatter((*self.key, 4), _padded(box, 60.0), 120.0, 4, jitter=0.7, block=4)
+        x, y, (there, size, flat, angle) = scatter((*self.key, 4), _padded(box, 120.0), 120.0, 4, jitter=0.7, block=4)
         sites = Sites(x, y, 6.0 + 16.0 * size**2, 0.45 + 0.5 * flat, np.pi * angle, _mark(size))
-        return sites.kept(there < self.layout.vessels)
+        return sites.kept(there < self.layout.vessels).near(box)
 
     def regions(self, x: Array, y: Array, box: tuple[float, float, float, float]) -> Regions:
         """All depths at points inside the box."""
@@ -242,8 +249,8 @@ class Anatomy:
         c, s = np.cos(self.traits.turn), np.sin(self.traits.turn)
         along = c * x + s * y
         across = c * y - s * x + 26.0 * self.noise.at(BEND, x, y, 95.0) + 1.6 * self.noise.at(CRIMP, x, y, 15.0)
-        around = np.minimum(np.maximum(gland, vessel), 0.0)
-        return across + 28.0 * np.exp(around / 28.0), along
+        near = np.maximum(1 + np.minimum(np.maximum(gland, vessel), 0.0) / _REACH, 0.0)
+        return across + 30.0 * np.square(near), along
 
 
 def _padded(box: tuple[float, float, float, float], by: float) -> tuple[float, float, float, float]:
