@@ -177,7 +177,7 @@ def _cell(values: np.ndarray) -> str:
 def draw_picture() -> None:
     """Every class in every domain, with the label maps of each; drawn tiles only."""
     channels = (*(f"{lab}_{c}" for lab in DOMAINS for c in COLOURS), "tissue", "instances")
-    data = HistologyData(channels, (176, 176), {"train": 200}, tiles=1, mpp=0.5)
+    data = HistologyData(channels, (176, 176), {"train": 200}, tiles=1, mpp=0.5, noise=0.0)
     cases: dict[int, dict] = {}
     for index in range(200):
         case = data.draw(index, 0)
@@ -186,7 +186,7 @@ def draw_picture() -> None:
             break
     rows = [[stored(cases[k], lab) for k in range(len(CLASSES))] for lab in DOMAINS]
     rows.append([_coloured(cases[k]) for k in range(len(CLASSES))])
-    Image.fromarray(montage(rows, gap=3)).quantize(256).save(PICTURE, optimize=True)
+    Image.fromarray(montage(rows, gap=3)).save(PICTURE, optimize=True)
     print(f"{PICTURE}: {PICTURE.stat().st_size / 1e3:.0f} kB")
 
 

@@ -21,7 +21,7 @@ from medgen.data.source import Case
 LABELS = {"tissue": len(TISSUES), "nuclei": 2, "instances": 0}
 IMAGES = tuple(f"{name}_{colour}" for name in ("image", *DOMAINS) for colour in COLOURS)
 PITCH = 900.0  # micrometres between the places of a subject's tiles: they never overlap up to this field of view
-_LEAST = {"glands": (EPITHELIUM, 0.25), "tumour": (TUMOUR, 0.45)}
+_LEAST = {"glands": (EPITHELIUM, 0.25), "tumour": (TUMOUR, 0.55)}
 _TRIES = 12
 
 
@@ -145,12 +145,16 @@ def place(seed: int, index: int, number: int, size: Sequence[int], mpp: float) -
     anatomy = _anatomy(seed, index, name)
     row, column = divmod(number, 24)
     room = PITCH - np.array(size[::-1]) * mpp
+    best, found = -1.0, None
     for _ in range(_TRIES):
         origin = np.array([column, row]) * PITCH + rng.random(2) * room
         window = Window(tuple(float(v) for v in origin), tuple(size), mpp)
-        if _worth(anatomy, window, name):
+        worth = _worth(anatomy, window, name)
+        if worth > best:
+            best, found = worth, window
+        if worth >= 1:
             break
-    return anatomy, window
+    return anatomy, found
 
 
 def caption(name: str, density: float, lab: str, mpp: float) -> str:
@@ -168,13 +172,14 @@ def _map(tile: Tile, name: str) -> np.ndarray:
     return (tile.tissue if name == "tissue" else tile.instances).copy()
 
 
-def _worth(anatomy: Anatomy, window: Window, name: str) -> bool:
-    """Whether enough of a coarse sample of the window is what the class says, and little of it bare glass."""
+def _worth(anatomy: Anatomy, window: Window, name: str) -> float:
+    """How much of a coarse sample of the window is what the class says, over what is asked for; less where there is much bare glass."""
     x, y = window.axes
     sample = slice(None, None, max(1, min(window.shape) // 12))
     found = labels(anatomy.regions(x[:, sample], y[sample], window.box))
     tissue, least = _LEAST.get(name, (BACKGROUND, 0.0))
-    return (found == BACKGROUND).mean() < 0.45 and (found == tissue).mean() >= least
+    enough = (found == tissue).mean() / least if least else 1.0
+    return float(min(enough, (found != BACKGROUND).mean() / 0.55))
 
 
 @lru_cache(maxsize=64)
