@@ -1,6 +1,7 @@
 """Whole volumes through models: what an identity must give back, what samples carry, what is refused."""
 
 import math
+import warnings
 from dataclasses import replace
 
 import nibabel
@@ -13,13 +14,14 @@ from nibabel.orientations import axcodes2ornt, inv_ornt_aff
 from medgen.checkpoint import build
 from medgen.core import windows
 from medgen.core.contract import Contract
-from medgen.core.errors import MedgenError
+from medgen.core.errors import MedgenError, MedgenWarning
 from medgen.core.random import Rng
 from medgen.core.volume import Volume
 from medgen.data.readers import read
-from medgen.inference import Pretrained, load
+from medgen.inference import Acquisition, Pretrained, Reconstructed, load
 from medgen.metrics.monitor import PSNR
 from medgen.models.regression import Regression
+from medgen.operators.mri import MaskedFourier
 from medgen.tasks.synthesis import Synthesis
 from medgen.tasks.translation import Translation
 from medgen.zoo import find
@@ -472,8 +474,32 @@ def test_samplers_by_name_keep_the_levels_and_what_else_was_set():
     assert ancestral.with_sampler("ddim", 9).model.sampler.eta == 0.7
     with pytest.raises(MedgenError, match="did you mean 'heun'"):
         model.with_sampler("huen")
-    with pytest.raises(MedgenError, match="steps must be at least 1"):
-        model.with_sampler(steps=0)
+    for steps in (0, "8", 2.5):
+        with pytest.raises(MedgenError, match=f"steps must be a whole number of at least 1, got {steps!r}"):
+            model.with_sampler(steps=steps)
+
+
+def test_a_grid_that_the_model_was_not_trained_on_is_told():
+    model = diffusion()
+    with pytest.warns(MedgenWarning, match="images of 8 x 16, the model was trained on 8 x 8"):
+        model.generate(1, size=(8, 16))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert model.generate(0, size=(8, 8)) == []
+
+
+def test_what_is_printed_of_objects_is_a_line():
+    model = diffusion(drop=0.1, attributes={"label": 3})
+    parameters = sum(p.numel() for p in model.model.parameters())
+    assert repr(model) == f"Pretrained(Diffusion, label -> {model.task.target[0]}, 8 x 8, {parameters:,} numbers, cpu)"
+    volume = Volume(np.zeros((1, 8, 6, 4), np.float32), np.diag([1.0, -1.5, 2.25, 1.0]), "HU")
+    assert repr(volume) == "Volume(1 x 8 x 6 x 4 float32, 1 x 1.5 x 2.25 mm RPS, HU)"
+    assert repr(Volume(np.zeros((3, 8, 6), np.uint8))) == "Volume(3 x 8 x 6 uint8, no geometry, stored)"
+    state = {"mask": torch.tensor([1.0, 0, 0, 0]).expand(1, 1, 1, 4)}
+    acquired = Acquisition(torch.zeros(2, 1, 4, 4, dtype=torch.complex64), MaskedFourier(), state, 0.125, (4, 4))
+    assert repr(acquired) == "Acquisition(MaskedFourier of 2 x 4 x 4, y (2, 1, 4, 4) torch.complex64, 25% measured, noise 0.125)"
+    made = Reconstructed(volume, None, 1.0321, volume, np.zeros((3, 2, 1, 4, 4)))
+    assert repr(made) == f"Reconstructed({volume!r}, 3 draws, residual 1.03 x the noise)"
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:99", "meta", "cpu:x"])

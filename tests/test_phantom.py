@@ -339,6 +339,8 @@ def test_written_phantoms_are_the_phantoms(tmp_path):
     np.testing.assert_allclose(loaded, data.split("train").case(0, RNG)["t1"][0], atol=1e-4)
     mask = nibabel.load(manifest.parent / rows[0]["lesion"]).get_fdata()
     assert np.array_equal(mask, Brain(4, 0).lesion(grid))
+    places = [0, FIRST["validation"], FIRST["test"]]
+    assert [row["label"] for row in rows] == [str(int(Brain(4, index).has_lesion)) for index in places]
 
 
 def test_writing_refuses_to_overwrite_and_to_lose_subjects(tmp_path):

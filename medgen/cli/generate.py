@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import warnings
 from pathlib import Path
 
 from medgen.cli.loading import given, pretrained
 from medgen.cli.rank import shared
-from medgen.core.errors import MedgenError
+from medgen.core.errors import MedgenError, MedgenWarning
 from medgen.core.volume import folder_for
 from medgen.inference import Pretrained
 from medgen.training import ranks
@@ -18,6 +19,8 @@ ENDINGS = {"nii": ".nii.gz", "png": ".png", "npy": ".npy", "tif": ".tif", "dicom
 @shared
 def run(options: argparse.Namespace) -> None:
     """Write `sample_000<ending>` and so on; nothing existing is replaced without `--overwrite`. Rank r makes samples r, r + world, ..."""
+    if ranks.rank():
+        warnings.simplefilter("ignore", MedgenWarning)  # rank 0 says it
     with ranks.agreed():
         paths, model = _checked(options)
     own = range(ranks.rank(), options.n, ranks.world())

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
 from collections.abc import Sequence
+from typing import Any
 
-from medgen.core.errors import MedgenError
+from medgen.core.errors import MedgenError, MedgenWarning
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -17,6 +19,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         return train(arguments[1:])
     options = parser().parse_args(arguments)
+    warnings.showwarning = _shown
     try:
         options.run(options)
     except MedgenError as error:
@@ -58,12 +61,21 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def _shown(message: Warning | str, category: type[Warning], *place: Any) -> None:
+    """medgen's own warnings as a sentence, others as Python does."""
+    own = issubclass(category, MedgenWarning)
+    text = f"warning: {message}\n" if own else warnings.formatwarning(message, category, *place[:2])
+    print(text, end="", file=sys.stderr)
+
+
 def _generate(parser: argparse.ArgumentParser) -> None:
     _model(parser)
     _output(parser)
     parser.add_argument("-n", type=_positive, default=8, help="how many images (default 8)")
     parser.add_argument("--format", choices=("nii", "png", "npy", "tif", "dicom"), default="nii", help="file format (default nii, gzipped)")
-    parser.add_argument("--size", type=_positive, nargs="+", help="another grid than the model's own, such as --size 96 96")
+    parser.add_argument(
+        "--size", type=_positive, nargs="+", help="another grid than the model was trained on; much larger ones show several objects"
+    )
     parser.add_argument("--batch", type=_positive, default=8, help="images made at once (default 8)")
     parser.set_defaults(run=_lazy("generate"))
 
@@ -106,8 +118,8 @@ def _reconstruct(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--factors", type=_positive, nargs="+", help="downsample: voxels per cell along each axis")
     parser.add_argument("--pattern", choices=("equispaced", "random"), help="lines that --simulate measures (default equispaced)")
     parser.add_argument("--acceleration", type=_positive, help="one line in so many (default 4)")
-    parser.add_argument("--centre", type=float, default=0.08, help="share of the lines that is always measured (default 0.08)")
-    parser.add_argument("--solver", default="mmps", help="of a prior: mmps (default) or dps")
+    parser.add_argument("--centre", type=float, help="share of the lines that is always measured (default 0.08)")
+    parser.add_argument("--solver", help="of a prior: mmps (default) or dps")
     parser.add_argument("--solver-steps", type=_positive, metavar="N", help="steps of the solver (default 40 for mmps, 200 for dps)")
     parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="of the solver, such as guidance.iterations=5")
     parser.add_argument(
@@ -259,10 +271,19 @@ def _basic(parser: argparse.ArgumentParser) -> None:
 
 def _model(parser: argparse.ArgumentParser) -> None:
     _basic(parser)
-    parser.add_argument("--sampler", help="walk the reverse process another way: euler, heun, ddim")
+    parser.add_argument("--sampler", help=f"walk the reverse process another way: {_samplers()}")
     parser.add_argument("--steps", type=_positive, help="sampler steps")
     parser.add_argument("--guidance", type=float, help="classifier-free guidance scale; 1 is none")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a condition, such as label=1 (repeatable)")
+
+
+def _samplers() -> str:
+    """All samplers by name, from the configurations that are named as their class's file; nothing is imported."""
+    from medgen.cli.configs import config_dir
+
+    paths = sorted((config_dir() / "sampler").glob("*.yaml"))
+    names = [path.stem for path in paths if f"medgen.samplers.{path.stem}." in path.read_text()]
+    return f"{', '.join(names)}, or a scheduler of diffusers by class name"
 
 
 def _output(parser: argparse.ArgumentParser) -> None:

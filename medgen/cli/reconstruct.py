@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from medgen.cli.loading import pretrained
+from medgen.cli.measuring import LINES, OPERATORS, array, check_options, fitting, maps_in, operator_name, operator_of, sampled, simulated
 from medgen.cli.saving import series_of, write
-from medgen.core.errors import MedgenError, nearest
+from medgen.core.errors import MedgenError
 from medgen.core.geometry import reoriented
-from medgen.core.operator import Operator, Sampling
 from medgen.core.volume import WRITERS, Volume, writable
 from medgen.data.checks import opened
 from medgen.data.formats.kspace import FORMAT as KSPACE
@@ -26,12 +26,9 @@ from medgen.inference import Acquisition, Pretrained, Reconstructed
 from medgen.inference.reconstruction import rows_of, scaled, slice_axis
 from medgen.metrics.pixel import psnr
 from medgen.operators.downsample import Downsample
-from medgen.operators.identity import Identity
-from medgen.operators.inpaint import Inpaint
 from medgen.operators.mri import MaskedFourier, calibrated_maps
-from medgen.operators.sampling import Lines, usual
 
-OPERATORS = ("fourier", "inpaint", "downsample", "identity")
+MUCH, LITTLE = 2.0, 0.5  # residuals over the noise that are told: what does not explain the measurement, and what explains its noise too
 
 
 def run(options: argparse.Namespace) -> None:
@@ -40,7 +37,8 @@ def run(options: argparse.Namespace) -> None:
     model = pretrained(options)
     if model.task.operator is not None and options.solver_steps is not None:  # a model of the task is not solved but sampled
         model, options.solver_steps = model.with_sampler(steps=options.solver_steps), None
-    acquired = simulated(model, options) if options.simulate else scaled(model, measured(model, options))
+    check_options(model, options)
+    acquired, how = simulated(model, options) if options.simulate else (scaled(model, measured(model, options)), {})
     acquired = chosen_slices(acquired, options.slices)
     if acquired.size != tuple(model.contract.size):
         print(f"note: images of {acquired.size}, the model was trained on {tuple(model.contract.size)}", file=sys.stderr)
@@ -52,14 +50,25 @@ def run(options: argparse.Namespace) -> None:
     for name in (name for name, volume in results.items() if volume is not None):
         write(results[name], paths[name], options.overwrite, reference, options.keep_patient)
     report = summary(acquired, made, model)
-    solver = options.solver if model.task.operator is None else None
-    report |= {"solver": solver, "options": settings(options), "seed": options.seed, "draws": len(made.samples)}
-    report |= {"model": str(model.folder), "input": options.input, "operator": type(acquired.operator).__name__}
+    report |= {"solver": options.solver or ("mmps" if model.task.operator is None else None), "options": settings(options)}
+    report |= {"seed": options.seed, "draws": len(made.samples), "model": str(model.folder), "input": options.input}
+    report |= {"simulated": options.simulate, "operator": type(acquired.operator).__name__, "factors": options.factors}
+    report |= {"mask": options.mask, "maps": options.maps, **dict.fromkeys(LINES), **how, "slice_range": options.slices}
     paths["json"].write_text(json.dumps(report, indent=2) + "\n")
     print("\n".join(sentence(paths, report, made)))
-    if made.residual > 2:
+    if doubt := doubtful(made.residual):
+        print(f"warning: {doubt}", file=sys.stderr)
+
+
+def doubtful(residual: float) -> str | None:
+    """What a residual far from the noise may come from."""
+    if residual > MUCH:
         remedy = "raise --solver-steps, and check noise, mask and the convention of the transform"
-        print(f"warning: the result does not explain the measurement ({made.residual:.1f} x the noise): {remedy}", file=sys.stderr)
+        return f"the result does not explain the measurement ({residual:.1f} x the noise): {remedy}"
+    if residual < LITTLE:
+        remedy = "check --noise (the transform must be orthonormal, or it is in other units), and that the mask is of this k-space"
+        return f"the result explains more of the measurement than its noise allows ({residual:.2f} x the noise): {remedy}"
+    return None
 
 
 def outputs(path: Path, overwrite: bool) -> dict[str, Path]:
@@ -75,28 +84,15 @@ def outputs(path: Path, overwrite: bool) -> dict[str, Path]:
     return paths
 
 
-def simulated(model: Pretrained, options: argparse.Namespace) -> Acquisition:
-    """A measurement of the image in INPUT by the model's operator, or by the one that the options name."""
-    name, own = options.operator, model.task.operator
-    operator = sampling = None
-    if name is not None or own is None:
-        operator = _operator(name or "fourier", options)
-        sampling = _sampling(operator, options)
-    elif isinstance(own, MaskedFourier) and (options.pattern or options.acceleration):
-        sampling = _sampling(own, options)
-    return model.simulate(options.input, operator, sampling, options.noise, options.seed)
-
-
 def measured(model: Pretrained, options: argparse.Namespace) -> Acquisition:
     """What INPUT holds, as it is."""
     if options.noise is None:
         raise MedgenError("a measurement needs --noise, the standard deviation of its real components; or measure an image with --simulate")
-    own = {MaskedFourier: "fourier", Inpaint: "inpaint", Downsample: "downsample", Identity: "identity"}.get(type(model.task.operator))
-    name = options.operator or own or "fourier"
+    name = operator_name(model, options)
     if name == "fourier":
         return kspace(model, options)
-    taken = name == own and not options.factors
-    operator, volume = model.task.operator if taken else _operator(name, options), opened(options.input, "INPUT")
+    taken = isinstance(model.task.operator, OPERATORS[name]) and not options.factors
+    operator, volume = model.task.operator if taken else operator_of(name, options), opened(options.input, "INPUT")
     if isinstance(operator, Downsample):
         return _larger_voxels(model, options, operator, volume)
     volume = model.regridded(volume)
@@ -148,10 +144,10 @@ def kspace(model: Pretrained, options: argparse.Namespace) -> Acquisition:
     if not options.input.endswith(".npy"):
         remedy = "to measure an image pass --simulate; for a measured image --operator inpaint, downsample or identity"
         raise MedgenError(f"{options.input}: k-space is a complex .npy, or fastMRI's .h5; {remedy}")
-    y, dims = _array(options.input), model.contract.spatial_dims
+    y, dims = array(options.input), model.contract.spatial_dims
     if not np.iscomplexobj(y):
         raise MedgenError(f"{options.input}: k-space is complex and this array is {y.dtype}; to measure an image pass --simulate")
-    maps = None if options.maps is None else torch.from_numpy(_array(options.maps).astype(np.complex64))
+    maps = None if options.maps is None else maps_in(options.maps)
     expected = dims + (maps is not None)
     if y.ndim not in (expected, expected + 1):
         form = "coils and the grid" if maps is not None else "the grid (for several coils pass --maps)"
@@ -162,8 +158,8 @@ def kspace(model: Pretrained, options: argparse.Namespace) -> Acquisition:
         print(f"{options.input}: {len(y)} slices" + (" (for coils pass --maps)" if maps is None else ""), file=sys.stderr)
     y = torch.from_numpy(y.astype(np.complex64)).reshape(-1 if y.ndim > expected else 1, *y.shape[-expected:])
     y = y if maps is not None else y[:, None]
-    state: dict[str, Tensor] = {} if maps is None else {"maps": _fitting(options.maps, maps, y)}
-    mask = (y != 0).any(1, keepdim=True) if options.mask is None else _sampled(options.mask, tuple(y.shape[-dims:]), len(y))
+    state: dict[str, Tensor] = {} if maps is None else {"maps": fitting(options.maps, maps, tuple(y.shape[2:]), len(y), y.shape[1])}
+    mask = (y != 0).any(1, keepdim=True) if options.mask is None else sampled(options.mask, tuple(y.shape[-dims:]), len(y))
     state["mask"] = mask.float()
     return Acquisition(y, MaskedFourier(), state, options.noise, tuple(y.shape[2:]))
 
@@ -181,24 +177,16 @@ def fastmri(model: Pretrained, options: argparse.Namespace) -> Acquisition:
         print(f"{options.input}: the middle {rows} of {height} rows, without the oversampling of the readout", file=sys.stderr)
     y = torch.from_numpy(y)
     grid = tuple(y.shape[2:])
-    mask = _sampled(options.mask, grid, slices) if lines is None else torch.from_numpy(lines).expand(*lines.shape[:-2], *grid)
+    mask = sampled(options.mask, grid, slices) if lines is None else torch.from_numpy(lines).expand(*lines.shape[:-2], *grid)
     mask = mask.reshape(-1, 1, *grid).float()
+    if options.mask is None:  # a file's lines may reach into what the scanner filled with zeros
+        mask = mask * (y != 0).any(1, keepdim=True)
     if options.maps is None:
         maps = calibrated_maps(y * mask, mask)
         print(f"{options.input}: {slices} slices, {coils} coils; maps estimated from the centre of k-space", file=sys.stderr)
     else:
-        maps = _fitting(options.maps, torch.from_numpy(_array(options.maps).astype(np.complex64)), y)
+        maps = fitting(options.maps, maps_in(options.maps), grid, slices, coils)
     return Acquisition(y, MaskedFourier(), {"maps": maps, "mask": mask}, options.noise, grid)
-
-
-def _fitting(path: str, maps: Tensor, y: Tensor) -> Tensor:
-    """(1 or slices, coils, *S) maps for y (slices, coils, *S)."""
-    dims = y.ndim - 2
-    if maps.ndim not in (dims + 1, dims + 2):
-        raise MedgenError(f"{path}: maps of shape {tuple(maps.shape)}; expected coils and the grid, with or without a slice axis")
-    if tuple(maps.shape[-dims:]) != tuple(y.shape[-dims:]) or maps.shape[-dims - 1] != y.shape[1]:
-        raise MedgenError(f"{path}: maps of shape {tuple(maps.shape)} do not fit k-space of shape {tuple(y.shape[1:])}")
-    return maps.reshape(-1, *maps.shape[-dims - 1 :])
 
 
 def chosen_slices(acquired: Acquisition, text: str | None) -> Acquisition:
@@ -261,34 +249,6 @@ def told(done: int, total: int) -> None:
         print(f"\r{done}/{total} slices drawn", end=end, file=sys.stderr, flush=True)
 
 
-def _operator(name: str, options: argparse.Namespace) -> Operator:
-    if name not in OPERATORS:
-        raise MedgenError(f"no operator '{name}'; {nearest(name, OPERATORS)}")
-    if name == "downsample" and not options.factors:
-        raise MedgenError("--operator downsample needs --factors, one per axis, such as --factors 2 2")
-    return (
-        {"fourier": MaskedFourier, "inpaint": Inpaint, "identity": Identity}[name]()
-        if name != "downsample"
-        else Downsample(options.factors)
-    )
-
-
-def _sampling(operator: Operator, options: argparse.Namespace) -> Sampling:
-    if isinstance(operator, MaskedFourier):
-        return Lines(options.pattern or "equispaced", options.acceleration or 4, options.centre)
-    return usual(operator)
-
-
-def _sampled(path: str, grid: tuple[int, ...], slices: int) -> Tensor:
-    """(1 or slices, 1, *grid) bool from the lines, the grid, or one grid per slice."""
-    mask = torch.from_numpy(_array(path) != 0)
-    shape = tuple(mask.shape)
-    if shape not in (grid[-1:], grid, (1, *grid), (slices, *grid)):
-        raise MedgenError(f"{path}: shape {shape}; expected the lines {grid[-1:]}, the grid {grid}, or one grid per slice")
-    rows = shape[0] if len(shape) > len(grid) else 1
-    return mask.expand(rows, *grid).reshape(rows, 1, *grid)
-
-
 def _known(model: Pretrained, options: argparse.Namespace, volume: Volume, axis: int | None) -> Tensor:
     if options.mask is None:
         raise MedgenError("--operator inpaint needs --mask: an image that is 1 where INPUT is known and 0 in the hole")
@@ -296,17 +256,3 @@ def _known(model: Pretrained, options: argparse.Namespace, volume: Volume, axis:
     if mask.shape != volume.shape:
         raise MedgenError(f"--mask has the grid {mask.shape}, INPUT {volume.shape}: they must share it")
     return torch.from_numpy(rows_of(mask.array[:1] != 0, axis))
-
-
-def _array(path: str) -> np.ndarray:
-    try:
-        array = np.load(path, allow_pickle=False)
-    except FileNotFoundError as error:
-        raise MedgenError(f"{path}: no such file") from error
-    except (OSError, EOFError, ValueError) as error:
-        raise MedgenError(
-            f"{path}: not a plain .npy array ({(str(error).splitlines() or ['damaged'])[0]}); save it with numpy.save"
-        ) from error
-    if not np.isfinite(array).all():
-        raise MedgenError(f"{path} holds NaN or infinite values; repair or mask them first")
-    return array

@@ -140,6 +140,7 @@ def _assembled(config: Config, folder: Path, state: Mapping[str, Any] | None) ->
     optimizer, ema = build(settings["optimizer"], trusted=True), build(settings["ema"], trusted=True)
     fit = Fit(model, task, optimizer, settings["steps"], settings["accumulate"], settings["clip"], config["seed"])
     recipe = {"model": config["model"], "task": config["task"]}
+    data.ready()
     origin = begin(model, config, contract_of(task, data.facts()), fresh=state is None)
     config, contract = origin.config, origin.contract
 

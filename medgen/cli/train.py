@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -70,16 +71,23 @@ def _dispatch(arguments: list[str]) -> int:
         return resume_run(Path(resume[0].removeprefix("resume=")), others)
     flags = [a for a in arguments if a.startswith("-")]
     arguments = expanded(arguments)
+    folder = None
     if not flags:  # answers mistakes before Hydra does, and before there is a folder
         config = resolved(compose(arguments))
         check_latents(config)
         check_settings(config["training"])
         check_start(config)
-    return _hydra_main(arguments)
+        folder = Path(config["run"]).absolute()
+    before = {place for place in (folder, *folder.parents) if place.exists()} if folder else None
+    return _hydra_main(arguments, before)
 
 
-def _hydra_main(arguments: list[str]) -> int:
-    """Hydra proper: job folders, `--multirun`, launchers, `--cfg`."""
+def _hydra_main(arguments: list[str], before: Container[Path] | None) -> int:
+    """Hydra proper: job folders, `--multirun`, launchers, `--cfg`.
+
+    Args:
+        before: the folders around that of the run which were there; None where it is not known, as in a sweep.
+    """
     import hydra
 
     from medgen.cli.run import INTERRUPTED, new_run
@@ -99,11 +107,13 @@ def _hydra_main(arguments: list[str]) -> int:
         except MedgenError as error:  # Hydra would put all overrides before its one sentence
             refused.append(error)
             raise KeyboardInterrupt from error
+        finally:
+            _leave_no_empty_folder(folder, before)
         if statuses[-1] == INTERRUPTED:
             raise KeyboardInterrupt  # ends a sweep too
 
     first = sorted(arguments, key=lambda a: a not in ("-m", "--multirun"))  # argparse refuses it between overrides
-    before, sys.argv = sys.argv, [sys.argv[0], *first]
+    own, sys.argv = sys.argv, [sys.argv[0], *first]
     try:
         hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="train")(job)()
     except KeyboardInterrupt:
@@ -111,5 +121,13 @@ def _hydra_main(arguments: list[str]) -> int:
             raise refused[0] from None
         return INTERRUPTED
     finally:
-        sys.argv = before
+        sys.argv = own
     return max(statuses, default=0)
+
+
+def _leave_no_empty_folder(folder: Path, before: Container[Path] | None) -> None:
+    """Remove what Hydra made for a run that was refused: its folder, and those above it that were not there before."""
+    made = (folder,) if before is None else [place for place in (folder, *folder.parents) if place not in before]
+    with suppress(OSError):  # the first that holds something, or is gone
+        for place in made:
+            place.rmdir()

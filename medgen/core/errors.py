@@ -8,6 +8,10 @@ class MedgenError(ValueError):
     """A problem the user can mend. The command line prints it without a traceback."""
 
 
+class MedgenWarning(UserWarning):
+    """What looks wrong and is done nevertheless. The command line prints it as a line."""
+
+
 def nearest(name: str, choices: Iterable[str]) -> str:
     """`did you mean 'x'?` followed by all choices; for a name that is not among them."""
     known = sorted(map(str, choices))

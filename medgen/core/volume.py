@@ -34,6 +34,10 @@ class Volume:
     units: str = "stored"
     meta: dict[str, Any] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        place = "no geometry" if self.affine is None else f"{' x '.join(f'{s:.4g}' for s in self.spacing)} mm {self.orientation}"
+        return f"Volume({' x '.join(map(str, self.array.shape))} {self.array.dtype}, {place}, {self.units})"
+
     @property
     def shape(self) -> tuple[int, ...]:
         """Spatial shape, without the channel."""

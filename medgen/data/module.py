@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,6 +102,11 @@ class DataModule(lightning.LightningDataModule):
         """What the data decide of a contract; see `Source.facts`."""
         return self.source.facts()
 
+    def ready(self) -> None:
+        """Prepare what validation will read: a file that is missing or damaged is to be refused before the first step."""
+        with suppress(EmptySplit):
+            self.source.split("validation")
+
     def train_dataloader(self) -> DataLoader:
         cases = self.source.split("train")
         rank, world = self._place()
@@ -158,9 +166,22 @@ class DataModule(lightning.LightningDataModule):
 
 
 def leave_signals_to_the_trainer(worker: int) -> None:
-    """Ctrl-C and `kill` often reach a whole process group; the trainer still needs its loaders for the step that it finishes."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    """Ctrl-C and `kill` often reach a whole process group; the trainer still needs its loaders for the step that it finishes.
+
+    SIGTERM ends a loader where it is the trainer's own: that is how Python ends its children when it leaves, and it waits for them.
+    Where the system does not tell who sent a signal (macOS), SIGTERM keeps the meaning that PyTorch gave it.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # before the thread starts, which inherits it
+        threading.Thread(target=_obey, args=(os.getppid(),), daemon=True).start()
+
+
+def _obey(trainer: int) -> None:
+    """End this process at the trainer's SIGTERM, whatever its main thread is doing; take no notice of others'."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != trainer:
+        pass
+    os._exit(0)
 
 
 def collate(cases: list[Case]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from torch import Tensor
 from medgen.checkpoint import build
 from medgen.core.condition import Condition
 from medgen.core.contract import Contract
-from medgen.core.errors import MedgenError, nearest
+from medgen.core.errors import MedgenError, MedgenWarning, nearest
 from medgen.core.geometry import Placement, centred_affine, reoriented, resampled, resampled_like, rimmed
 from medgen.core.model import GenerativeModel
 from medgen.core.neighbours import neighbour
@@ -53,6 +54,12 @@ class Pretrained:
     contract: Contract
     document: dict[str, Any] = field(default_factory=dict)
     folder: Path | None = None
+
+    def __repr__(self) -> str:
+        given = ", ".join((*self.task.source, *self.task.labels, *self.task.attributes))
+        what = f"{type(self.model).__name__}, {f'{given} -> ' if given else ''}{self._targets}, {_by(self.contract.size)}"
+        numbers = sum(p.numel() for p in self.model.parameters())
+        return f"Pretrained({what}, {numbers:,} numbers, {self.device}{f', {self.folder}' if self.folder else ''})"
 
     @property
     def device(self) -> torch.device:
@@ -106,8 +113,9 @@ class Pretrained:
         """`n` new images; image i is the same whatever `n` and `batch`. They lie where a given label map lies, else around the origin.
 
         Args:
+            n: how many; 0 gives an empty list.
             given: attribute -> value (one for all, or n of them); label map -> file, Volume or array (*S) on the model's grid.
-            size: another grid than the one in the contract.
+            size: another grid than the one in the contract, with a `MedgenWarning`: on a larger one an object may appear several times.
             batch: images made at once.
             only: make these of the n images, such as range(1, n, 2); None makes all.
 
@@ -180,7 +188,7 @@ class Pretrained:
     def reconstruct(
         self,
         acquired: Acquisition,
-        solver: str | Callable[..., Tensor] = "mmps",
+        solver: str | Callable[..., Tensor] | None = None,
         options: Mapping[str, Any] | None = None,
         draws: int = 8,
         seed: int = 0,
@@ -348,6 +356,9 @@ class Pretrained:
             raise MedgenError(
                 f"size must be {self.contract.spatial_dims} positive numbers, such as {_by(self.contract.size)}; got {_by(chosen)}"
             )
+        if chosen != tuple(self.contract.size):
+            trained = f"images of {_by(chosen)}, the model was trained on {_by(self.contract.size)}"
+            warnings.warn(f"{trained}: on a larger grid one object may become several", MedgenWarning, stacklevel=3)
         return chosen
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,12 +18,13 @@ from medgen.core.levels import Below, LevelGrid
 from medgen.core.operator import Operator, Sampling
 from medgen.core.random import Rng
 from medgen.core.volume import Volume
+from medgen.inference.agreement import check_kspace
 from medgen.operators.mri import MaskedFourier
 from medgen.operators.sampling import usual
 from medgen.samplers.choice import renewed
 from medgen.samplers.euler import Euler
 from medgen.solvers.consistency import consistent
-from medgen.solvers.posterior import measured_noise
+from medgen.solvers.posterior import check_denoises, measured_noise
 
 if TYPE_CHECKING:
     from medgen.inference.pretrained import Pretrained
@@ -60,6 +61,11 @@ class Acquisition:
     def __len__(self) -> int:
         return len(self.y)
 
+    def __repr__(self) -> str:
+        share = f", {float(self.state['mask'].float().mean()):.0%} measured" if "mask" in self.state else ""
+        what = f"{type(self.operator).__name__} of {len(self)} x {' x '.join(map(str, self.size))}"
+        return f"Acquisition({what}, y {tuple(self.y.shape)} {self.y.dtype}{share}, noise {self.noise:.4g})"
+
     def __getitem__(self, rows: slice | int) -> Acquisition:
         """One slice or some neighbouring ones, at their place in the world and in the scale of the whole image."""
         rows = slice(rows, rows + 1) if isinstance(rows, int) else rows
@@ -94,7 +100,11 @@ class Reconstructed:
     std: Volume | None
     residual: float
     view: Volume
-    samples: np.ndarray = field(repr=False)
+    samples: np.ndarray
+
+    def __repr__(self) -> str:
+        drawn = f"{len(self.samples)} draw{'s' * (len(self.samples) > 1)}"
+        return f"Reconstructed({self.image!r}, {drawn}, residual {self.residual:.3g} x the noise)"
 
 
 def simulated(
@@ -111,7 +121,9 @@ def simulated(
         noise: in network units (full contrast is 2).
     """
     task = model.task
-    _check_target(model)
+    _check_model(model)
+    if task.operator is None:
+        check_denoises(model.model)
     given, operator = operator, operator or task.operator or MaskedFourier()
     if sampling is None:
         sampling = task.sampling if given is None and task.operator is not None else usual(operator)
@@ -121,7 +133,7 @@ def simulated(
     axis = slice_axis(model, on_grid)
     x = torch.from_numpy(rows_of(on_grid.array, axis))
     mapping = model.contract.map_of(channel)
-    contrast, _ = _affine(mapping, mapping.fit(on_grid.array))
+    contrast, _ = _affine(mapping, mapping.fit(volume.array))  # as in training: of the file's own voxels
     std = (low * high) ** 0.5 / contrast
     rng = Rng(seed, 1, range(len(x)))  # not step 0, where the draws of the reconstruction are
     state = sampling.draw(tuple(x.shape), rng)
@@ -155,7 +167,7 @@ def _whole_state(acquired: Acquisition) -> dict[str, Tensor]:
 def reconstruct(
     model: Pretrained,
     acquired: Acquisition,
-    solver: str | Callable[..., Tensor] = "mmps",
+    solver: str | Callable[..., Tensor] | None = None,
     options: Mapping[str, Any] | None = None,
     draws: int = 8,
     seed: int = 0,
@@ -167,7 +179,7 @@ def reconstruct(
     a prior, which `solver` turns into posterior samples without training.
 
     Args:
-        solver: "mmps", "dps" or an object such as `medgen.solvers.posterior.Posterior`; for priors only.
+        solver: "mmps" (None), "dps" or an object such as `medgen.solvers.posterior.Posterior`; for priors only.
         options: settings of a named solver, such as {"steps": 60, "guidance.iterations": 5}; for a model of the reconstruction task
             {"consistency": False} leaves its answer as it is.
         draws: samples; image and standard deviation are over these.
@@ -177,7 +189,10 @@ def reconstruct(
         MedgenError: a model that cannot denoise, one that was trained for another operator, measurements of another shape.
     """
     problem = _problem(model, acquired)
-    ask = _direct(model, options or {}) if model.task.operator is not None else _zero_shot(model, solver, options or {})
+    if model.task.operator is None:
+        ask = _zero_shot(model, "mmps" if solver is None else solver, options or {})
+    else:
+        ask = _direct(model, solver, options or {})
     one_answer = not _is_random(model)
     draws = 1 if one_answer else draws
     pairs = [(draw, row) for draw in range(draws) for row in range(len(acquired))]
@@ -219,6 +234,8 @@ def _problem(model: Pretrained, acquired: Acquisition) -> _Problem:
     shape = (len(y), 1, *acquired.size)
     y = y.to(device)
     mapping = model.contract.map_of(model.task.target[0])
+    if isinstance(acquired.operator, MaskedFourier):
+        check_kspace(y, state["mask"])
     view = acquired.operator.view(y, state)[:, :1].float().cpu().numpy()
     scale, offset = _affine(mapping, acquired.ends if acquired.ends is not None else mapping.fit(view))
     zero = acquired.operator.measured(acquired.operator(torch.full(shape, offset, device=device), state), state)
@@ -229,24 +246,25 @@ def _problem(model: Pretrained, acquired: Acquisition) -> _Problem:
 
 
 def _check_task(model: Pretrained, acquired: Acquisition) -> None:
-    own, given, task = model.task.operator, acquired.operator, model.task
-    _check_target(model)
+    own, given = model.task.operator, acquired.operator
+    _check_model(model)
     if own is not None and (type(own) is not type(given) or vars(own) != vars(given)):
         mine, theirs = (f"{type(o).__name__}({', '.join(f'{k}={v}' for k, v in vars(o).items())})" for o in (own, given))
         raise MedgenError(
             f"this model was trained for {mine} and the measurement is of {theirs};"
             " take a model of that operator, or a diffusion prior, which serves any"
         )
+    if len(acquired.size) != model.contract.spatial_dims:
+        raise MedgenError(f"the measurement is of images with {len(acquired.size)} axes, the model makes {model.contract.spatial_dims}")
+
+
+def _check_model(model: Pretrained) -> None:
+    task = model.task
     needed = [*task.source, *task.labels, *task.attributes]
     if needed:
         raise MedgenError(
             f"this model makes {', '.join(task.target)} from {', '.join(needed)}; reconstruction takes a prior without condition"
         )
-    if len(acquired.size) != model.contract.spatial_dims:
-        raise MedgenError(f"the measurement is of images with {len(acquired.size)} axes, the model makes {model.contract.spatial_dims}")
-
-
-def _check_target(model: Pretrained) -> None:
     if len(model.task.target) > 1:
         raise MedgenError(f"reconstruction takes models of one channel, this one makes {', '.join(model.task.target)}")
 
@@ -256,8 +274,10 @@ def _is_random(model: Pretrained) -> bool:
     return hasattr(model.model, "sampler") or hasattr(model.model, "draw_latent") or getattr(model.model, "latent", 0) > 0
 
 
-def _direct(model: Pretrained, options: Mapping[str, Any]) -> Callable[..., Tensor]:
+def _direct(model: Pretrained, solver: str | Callable[..., Tensor] | None, options: Mapping[str, Any]) -> Callable[..., Tensor]:
     """A model of the reconstruction task, made consistent with the measurement."""
+    if solver is not None:
+        raise MedgenError(f"a model of the reconstruction task answers by itself and takes no solver, got {solver!r}; leave it out")
     unknown = set(options) - {"consistency"}
     if unknown:
         raise MedgenError(f"a model of the reconstruction task takes the option 'consistency' only, got {', '.join(sorted(unknown))}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from copy import copy
 from importlib import import_module
+from numbers import Integral
 from pkgutil import iter_modules
 
 import medgen.samplers as room
@@ -24,8 +25,8 @@ def renewed(current: Walk, name: str | None = None, steps: int | None = None) ->
         MedgenError: no such sampler, fewer steps than one.
     """
     steps = current.steps if steps is None else steps
-    if steps < 1:
-        raise MedgenError(f"steps must be at least 1, got {steps}")
+    if not isinstance(steps, Integral) or steps < 1:
+        raise MedgenError(f"steps must be a whole number of at least 1, got {steps!r}")
     known = named()
     if name is not None and name.endswith("Scheduler"):
         return DiffusersSampler(name, steps)

@@ -43,14 +43,19 @@ class Posterior:
 
 def denoiser_of(model: GenerativeModel, condition: Condition) -> Denoiser:
     """`model`, if posterior sampling can use it."""
+    check_denoises(model)
+    if condition.measurement is None:
+        raise MedgenError("posterior sampling needs a measurement, and this condition has none")
+    return model
+
+
+def check_denoises(model: GenerativeModel) -> None:
+    """Refuse a model without a denoiser of images."""
     if not callable(getattr(model, "denoise", None)):
         raise MedgenError(
             f"posterior sampling needs a prior that can denoise, and a {type(model).__name__} cannot; "
             "use a diffusion or flow model, or train a model for the reconstruction task"
         )
-    if condition.measurement is None:
-        raise MedgenError("posterior sampling needs a measurement, and this condition has none")
-    return model
 
 
 @contextmanager

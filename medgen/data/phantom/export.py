@@ -20,15 +20,17 @@ from medgen.data.phantom.source import LABELS, PhantomData
 def write_phantoms(
     folder: str | Path,
     subjects: int = 4,
-    channels: Sequence[str] = ("t1", "t2"),
+    channels: Sequence[str] = ("t1", "t2", "tissue"),
     shape: Sequence[int] = (64, 72, 64),
     seed: int = 0,
     splits: Mapping[str, int] | None = None,
 ) -> Path:
-    """Write one NIfTI per subject and channel of heads and a manifest with the columns subject, split and the channels.
+    """Write one NIfTI per subject and channel of heads, and a manifest with the columns subject, split, the channels and label (1 for a
+    head with a lesion).
 
     Args:
         folder: is created; existing files are refused.
+        channels: of t1, t2, pd, flair, ct (images), tissue, lesion (label maps).
         shape: of the volumes; the field of view is 224 mm in every direction, so the voxels follow from it.
         splits: split -> number of subjects, adding up to `subjects`; by default one validation and one test subject.
 
@@ -40,9 +42,10 @@ def write_phantoms(
     def volumes(index: int) -> Iterable[tuple[str, Volume | float]]:
         brain, grid = Brain(data.seed, index), Grid.centred(data.size)
         stack = brain.stack(grid)
-        return ((channel, _volume(data, brain, grid, stack, channel)) for channel in data.channels)
+        yield from ((channel, _volume(data, brain, grid, stack, channel)) for channel in data.channels)
+        yield "label", int(brain.has_lesion)
 
-    return write_volumes(Path(folder), splits, channels, volumes)
+    return write_volumes(Path(folder), splits, (*channels, "label"), volumes)
 
 
 def checked_splits(splits: Mapping[str, int] | None, subjects: int) -> dict[str, int]:

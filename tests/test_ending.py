@@ -1,0 +1,127 @@
+"""A run that fails: it ends at once, in a sentence, before the first step where that can be, and leaves nothing behind."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from test_training import TINY
+
+from medgen.cli.train import main
+from medgen.core.errors import MedgenError
+from medgen.data.files import FileData
+from medgen.data.module import DataModule
+from medgen.data.phantom.export import write_phantoms
+
+ROOT = Path(__file__).parents[1]
+LATE = """
+import sys, time
+from pathlib import Path
+from medgen.data.module import DataModule
+from medgen.data.phantom.source import PhantomData
+data = DataModule(PhantomData(["t1"], size=(16, 16), subjects={"train": 2}, slices=2), batch_size=2, workers=2)
+batches = iter(data.train_dataloader())
+next(batches)
+if len(sys.argv) > 1:
+    Path(sys.argv[1]).touch()
+    time.sleep(2)
+    next(batches)
+raise RuntimeError("late")
+"""
+
+
+def python(*arguments: str) -> subprocess.Popen:
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen([sys.executable, *arguments], cwd=ROOT, env=env, start_new_session=True, **pipes)
+
+
+def ended(process: subprocess.Popen, seconds: float = 60) -> str:
+    try:
+        return process.communicate(timeout=seconds)[0]
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_an_error_after_the_loaders_have_started_ends_the_process():
+    process = python("-c", LATE)
+    assert "RuntimeError: late" in ended(process)
+    assert process.returncode == 1
+
+
+@pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="the system does not tell who sent a signal")
+def test_loaders_outlive_a_signal_that_is_not_the_trainers(tmp_path):
+    """SIGTERM to all children, as a cluster sends it: the next batch still comes, and the error after it ends everything."""
+    process = python("-c", LATE, str(tmp_path / "began"))
+    end = time.monotonic() + 60
+    while not (tmp_path / "began").exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert len(children) >= 2
+    for child in children:
+        os.kill(int(child), signal.SIGTERM)
+    output = ended(process)
+    assert "RuntimeError: late" in output and "killed by signal" not in output
+
+
+@pytest.fixture(scope="module")
+def heads(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("heads")
+    write_phantoms(folder / "files", subjects=3, channels=("t1", "t2"), shape=(16, 18, 16))
+    return folder / "files" / "manifest.csv"
+
+
+def with_missing(manifest: Path, split: str) -> Path:
+    rows = list(csv.DictReader(manifest.open()))
+    changed = manifest.with_name(f"without_{split}.csv")
+    with changed.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows({**row, "t2": "gone.nii.gz"} if row["split"] == split else row for row in rows)
+    return changed
+
+
+def command(manifest: Path, run: Path, *overrides: str) -> list[str]:
+    own = [o for o in TINY if not o.startswith(("data.source.s", "data.workers"))]
+    chosen = ["task=translation", "model=regression", "data=slices", f"data.source.manifest={manifest}", "data.source.size=[16,16]"]
+    return ["train.py", *own, *chosen, "+data.source.channels.t2.name=mr_percentile", "data.workers=1", *overrides, f"run={run}"]
+
+
+def test_a_missing_validation_file_is_refused_before_the_first_step(heads, tmp_path):
+    process = python(*command(with_missing(heads, "validation"), tmp_path / "run"))
+    output = ended(process)
+    assert process.returncode == 2, output
+    assert "gone.nii.gz" in output and "step" not in output
+    assert not (tmp_path / "run").exists()
+
+
+def test_training_does_not_ask_for_the_files_of_the_test_split(heads):
+    data = DataModule(FileData(str(with_missing(heads, "test")), {"t2": {"name": "mr_percentile"}}, (16, 16)), batch_size=2)
+    data.ready()
+    assert len(next(iter(data.train_dataloader()))["subject"]) == 2
+    with pytest.raises(MedgenError, match=r"gone\.nii\.gz"):
+        data.test_dataloader()
+
+
+@pytest.mark.parametrize("run", [(), ("run=there/run",), ("run=there",)])
+def test_a_refused_run_leaves_no_folder_that_it_made(tmp_path, monkeypatch, capsys, run):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there").mkdir()
+    few = ("training.validate_batches=1", "data.batch_size=1")
+    with pytest.raises(SystemExit):
+        main([*TINY, *few, *run])
+    assert "needs 2 validation cases" in capsys.readouterr().err
+    assert list(tmp_path.rglob("*")) == [tmp_path / "there"]
+
+
+def test_a_refused_run_in_a_sweep_leaves_no_folder_of_its_own(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        main(["--multirun", *TINY, "data.source.channels=[t1]", "task.target=[t2]", "seed=0,1", "hydra.sweep.dir=sweep"])
+    assert "needs channel 't2'" in capsys.readouterr().err
+    assert not (tmp_path / "sweep" / "0").exists()
