@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from medgen.checkpoint import build
 from medgen.cli.configs import compose, resolved
-from medgen.cli.latents import cache_latents, check_latents
+from medgen.cli.latents import _encoded, cache_latents, check_latents
 from medgen.cli.run import new_run, resume_run
 from medgen.core.condition import Condition
 from medgen.core.errors import MedgenError
@@ -24,6 +24,8 @@ from medgen.data.cases import Cutter, Patches, Prepared
 from medgen.data.latents import Latents, Plan, built, digest
 from medgen.models.latent import KLCodec, Latent
 from medgen.nn.autoencoder import AutoencoderKL
+from medgen.training import ranks
+from medgen.training.loggers import CSVLog
 
 TINY = (
     "data.source.size=[18,14]",
@@ -64,7 +66,8 @@ def test_a_float32_cache_changes_nothing_and_float16_little(codec, tmp_path, tas
         assert torch.equal(exact[name], value), name
         torch.testing.assert_close(half[name], value, rtol=1e-2, atol=2e-3)
     assert any(not torch.equal(half[name], value) for name, value in plain.items())
-    metrics = [(tmp_path / name / "metrics.csv").read_text() for name in ("plain", "exact")]
+    rows = [CSVLog(tmp_path / name).rows() for name in ("plain", "exact")]
+    metrics = [[{k: v for k, v in row.items() if k != "waiting"} for row in each] for each in rows]  # which is a time
     assert metrics[0] == metrics[1], "losses and validation, too"
 
 
@@ -284,3 +287,21 @@ def test_odd_sizes_come_back_through_the_codec_and_the_latent_model(size):
     moments = codec.moments(x)
     given = model.begin(Example(None, Condition(dense=dense), moments=moments), Rng(0, 1, (0, 1))).example
     assert torch.equal(given.x, inner.x) and torch.equal(given.condition.dense, inner.condition.dense)
+
+
+def test_the_rank_that_came_first_says_that_it_builds(monkeypatch, capfd):
+    """The others wait for it, rank 0 among them, whose silence would look like a standstill."""
+
+    class Codec:
+        def moments(self, x):
+            return x, x
+
+    class Images:
+        def rows(self, numbers):
+            yield torch.zeros(len(numbers), 1, 2, 2)
+
+    monkeypatch.setattr(ranks, "rank", lambda: 1)
+    with ranks.one_voice():
+        (moments,) = _encoded(Codec(), Images(), [0, 1, 2], "cpu")
+    assert moments.shape == (3, 2, 1, 2, 2)
+    assert "latents: encoded 3/3" in capfd.readouterr().err

@@ -48,6 +48,20 @@ def take_codec(model: nn.Module, name: str | None, contract: Contract) -> None:
         facts |= {f"the intensity of {c}": (theirs.map_of(c), contract.map_of(c)) for c in contract.target}
     for fact, (its, ours) in facts.items():
         if its != ours:
-            raise MedgenError(f"codec={name} was trained with {fact} {its}, this run has {ours}; they must agree")
+            raise MedgenError(f"codec={name} was trained with {fact} {its}, this run has {ours}; they must agree: {_remedy(fact, its)}")
     weights = {k.removeprefix(f"{PART}."): v for k, v in load_file(folder / "model.safetensors").items() if k.startswith(f"{PART}.")}
     model.codec.autoencoder.load_state_dict(weights)
+
+
+def _remedy(fact: str, its: Any) -> str:
+    """How this run, or an imported codec that was not told what its images are, comes to agree."""
+    if its is None:
+        return f"say it when the codec is imported, medgen import ... --{fact}"
+    if fact == "target":
+        return f"set task.target=[{','.join(its)}]"
+    if fact == "spacing":
+        written = ",".join(f"{s:g}" for s in its)
+        return f"set data.source.spacing=[{written}] (of drawn heads the data.source.size that gives it)"
+    if fact == "orientation":
+        return "import the codec with --orientation RAS, or train one on these data"
+    return "set the same rule in data.source.channels, or import the codec with --intensity"

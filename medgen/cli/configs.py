@@ -115,8 +115,21 @@ def explain(error: Exception, overrides: Sequence[str]) -> str:
             known = valid_keys(key, base)
             if key in known:  # a mapping of the user's own names, such as channels: Hydra wants new entries marked
                 return f"'{key}' does not have all these entries yet; add one at a time with a plus: +{key}.NAME=VALUE"
-            return f"no key '{key}'; {_elsewhere(key, known, base) or nearest(key, known)}"
+            return f"no key '{key}'; {_other_choice(key) or _elsewhere(key, known, base) or nearest(key, known)}"
     return str(error).splitlines()[0]
+
+
+def _other_choice(key: str) -> str:
+    """Which choices of the key's own group have it; empty if none."""
+    from omegaconf import OmegaConf
+
+    group, _, rest = key.partition(".")
+    files = {name: OmegaConf.load(config_dir() / group / f"{name}.yaml") for name in groups().get(group, {})}
+    own, _, last = rest.rpartition(".")
+    places = {name: file.get(group) or file for name, file in files.items()}
+    places = {name: OmegaConf.select(place, own) if own else place for name, place in places.items()}
+    found = [name for name, place in places.items() if rest and hasattr(place, "keys") and last in place]
+    return f"it belongs to {' or '.join(f'{group}={name}' for name in found)}: choose that too" if found else ""
 
 
 def _elsewhere(key: str, siblings: Sequence[str], base: Sequence[str]) -> str:

@@ -24,6 +24,7 @@ from medgen.zoo import find
 Config = Mapping[str, Any]
 WEIGHTS = "model.safetensors"
 SMALL = "lora.safetensors"
+TOLD = ("channels", "size", "spacing", "slice_axis", "labels", "attributes")  # of the data, by the contract
 
 
 class Start(NamedTuple):
@@ -104,12 +105,26 @@ def _taken(model: GenerativeModel, config: Config, contract: Contract, method: F
         print(f"  {key}: {before} in the checkpoint, {after} here")
     for line in (*differences(there, contract), agreements(there, contract)):
         print(f"  {line}")
+    for key, (before, after) in _changed_source(folder, config):
+        print(f"  {key}: {before} in the checkpoint's run, {after} here")
     codec = getattr(model, "codec", None)
     if codec is not None and config.get("remeasure"):
         codec.measured.zero_()
     elif codec is not None:
         print(f"  latent statistics: still those of the checkpoint's {int(codec.measured)} images; remeasure=true takes this run's")
     return {"name": str(name), "weights": f"sha256:{identity}", "method": method.describe(), "data": there.data}
+
+
+def _changed_source(folder: Path, config: Config) -> Iterator[tuple[str, tuple[Any, Any]]]:
+    """Settings of the data that no contract holds (a phantom's field strength), where the checkpoint lies in its run's folder."""
+    from omegaconf import OmegaConf
+
+    run = next((place for place in (folder, *folder.parents[:2]) if (place / "config.yaml").is_file()), None)
+    there = OmegaConf.to_container(OmegaConf.load(run / "config.yaml")) if run else {}
+    before, after = ((c.get("data") or {}).get("source") or {} for c in (there, config))
+    if before.get("_target_") == after.get("_target_") and before:
+        for key in (k for k in {**before, **after} if k not in TOLD):
+            yield from _changed(before.get(key), after.get(key), f"data.source.{key}")
 
 
 def method_of(config: Config) -> Finetune:

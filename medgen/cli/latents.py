@@ -21,6 +21,7 @@ from medgen.core.model import Example, GenerativeModel, Moments
 from medgen.core.random import Rng
 from medgen.core.task import Task
 from medgen.data.latents import Latents, Plan, built, digest
+from medgen.training import ranks
 
 LOADING = ("batch_size", "workers")  # settings of the data that no image depends on
 EVERY = 10.0  # seconds between two lines of progress
@@ -131,7 +132,9 @@ def _encoded(codec: Any, images: Images, rows: Sequence[int], device: str) -> It
         if now - said > EVERY or done == len(rows):
             rate, said = done / max(now - start, 1e-9), now
             left = (len(rows) - done) / rate
-            print(f"latents: encoded {done}/{len(rows)}  {rate:.1f} images/s  {left:.0f} s left", file=sys.stderr, flush=True)
+            # whichever rank came first builds, and says so: only rank 0 is heard on sys.stderr
+            voice = sys.stderr if ranks.rank() == 0 else sys.__stderr__
+            print(f"latents: encoded {done}/{len(rows)}  {rate:.1f} images/s  {left:.0f} s left", file=voice, flush=True)
 
 
 def _hash(state: Mapping[str, Tensor]) -> str:

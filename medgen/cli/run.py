@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from medgen.checkpoint import build, save
+from medgen.cli.choices import check_choices
 from medgen.cli.codec import take_codec
 from medgen.cli.finetune import begin
 from medgen.cli.latents import cache_latents, examples_of
@@ -80,6 +81,7 @@ def resume_run(folder: Path, overrides: Sequence[str]) -> int:
 
 def start(config: Config, folder: Path, state: Mapping[str, Any] | None) -> int:
     """Train here, with the processes that were started with this one, or in as many new ones as the configuration asks for."""
+    check_choices(config)
     check_settings(config["training"])
     count = settle(config["training"])
     if count > 1 and ranks.world() == 1:
@@ -178,7 +180,8 @@ def contract_of(task: Task, facts: Config) -> Contract:
             offered = facts.get(kind, {})
             if name not in offered:
                 raise MedgenError(
-                    f"the task needs {kind[:-1]} '{name}', the data offer {', '.join(offered) or 'none'}; set data.source.{kind}"
+                    f"the task needs {kind[:-1]} '{name}', the data offer {', '.join(offered) or 'none'};"
+                    f" add +data.source.{kind}.{name}={classes} where the manifest has that column"
                 )
             if offered[name] != classes:
                 raise MedgenError(f"task.{kind}.{name} says {classes} classes, the data have {offered[name]}; make them equal")

@@ -43,6 +43,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     except MedgenError as error:
         print(f"error: {error}", file=sys.stderr)
         status = 2
+    except BrokenPipeError:  # `train.py --help | head`
+        sys.stdout = None
+        status = 1
     if status:
         sys.exit(status)
 
@@ -58,8 +61,9 @@ def help_text() -> str:
 
 def _dispatch(arguments: list[str]) -> int:
     if {"-h", "--help"} & set(arguments):
-        print(help_text())
+        print(help_text(), flush=True)
         return 0
+    from medgen.cli.choices import check_choices
     from medgen.cli.finetune import check_start
     from medgen.cli.init_from import expanded
     from medgen.cli.latents import check_latents
@@ -74,6 +78,7 @@ def _dispatch(arguments: list[str]) -> int:
     folder = None
     if not flags:  # answers mistakes before Hydra does, and before there is a folder
         config = resolved(compose(arguments))
+        check_choices(config)
         check_latents(config)
         check_settings(config["training"])
         check_start(config)

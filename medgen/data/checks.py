@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 
-from medgen.core.errors import MedgenError
+from medgen.core.errors import MedgenError, MedgenWarning
 from medgen.core.volume import Volume
 from medgen.data.readers import read
 
@@ -45,6 +46,13 @@ def one_plane(volume: Volume, name: str, plane: int | None = None) -> Volume:
         grey = "; a video is read in grey with '#planes=1' behind its path" if "frame_seconds" in volume.meta else ""
         raise MedgenError(f"{volume.meta['file']}: has {count} channels and '{name}' takes one; use channels {named}{grey}")
     return volume.with_array(volume.array[:1])
+
+
+def check_contrast(volume: Volume, name: str) -> None:
+    """Warn of an image of a single value: empty, or lost on its way."""
+    if volume.array.size > 1 and volume.array.min() == volume.array.max():
+        value = float(volume.array.flat[0])
+        warnings.warn(f"'{name}': an image without contrast, every voxel is {value:g}; check the file", MedgenWarning, stacklevel=4)
 
 
 def check_pair(volumes: Mapping[str, Volume], where: str) -> None:

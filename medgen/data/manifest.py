@@ -128,6 +128,9 @@ class Manifest:
         return self.path.parent / cell
 
     def _check(self) -> None:
+        mark = next((mark for mark in (";", "\t") if len(self.columns) == 1 and mark in self.columns[0]), None)
+        if mark is not None:
+            raise MedgenError(f"{self.path}: its columns are separated by {mark!r}; the separator must be a comma: export it again")
         if "subject" not in self.columns:
             raise MedgenError(f"{self.path}: a manifest needs a column 'subject'; found {', '.join(self.columns) or 'no columns'}")
         if len(set(self.columns)) < len(self.columns):

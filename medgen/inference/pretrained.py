@@ -26,7 +26,7 @@ from medgen.core.random import Rng
 from medgen.core.task import Task, availability
 from medgen.core.volume import Volume
 from medgen.core.windows import blended
-from medgen.data.checks import check_labels, check_pair, one_plane, opened
+from medgen.data.checks import check_contrast, check_labels, check_pair, one_plane, opened
 from medgen.inference.reconstruction import Acquisition, Reconstructed, reconstruct, simulated
 from medgen.samplers.choice import renewed
 
@@ -183,6 +183,7 @@ class Pretrained:
         check_seed(seed)
         volume = _plane(opened(image, self.task.target[0]), self.task.target[0])
         self._check_axes(volume, self.task.target[0])
+        check_contrast(volume, self.task.target[0])
         return simulated(self, volume, operator, sampling, noise, seed)
 
     def reconstruct(
@@ -219,6 +220,8 @@ class Pretrained:
         check_pair(volumes, "input")
         for name, volume in volumes.items():
             self._check_axes(volume, name)
+            if not name.endswith(_COLOURS):  # a picture may have no blue
+                check_contrast(volume, name)
         return volumes
 
     def _check_axes(self, volume: Volume, name: str) -> None:

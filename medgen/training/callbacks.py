@@ -17,8 +17,8 @@ from medgen.training import ranks
 
 
 class Log(L.Callback):
-    """Sends loss terms and the share of time that training waited for data every `every` steps, and every validation's values, to the
-    trainer's loggers."""
+    """Sends loss terms and the share of time that training waited for data every `every` steps and at the last one, and every
+    validation's values, to the trainer's loggers."""
 
     def __init__(self, every: int = 50):
         self.every = every
@@ -26,7 +26,7 @@ class Log(L.Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self._latest |= pl_module.terms  # a phase that runs now and then is logged with its last value
-        if pl_module.step % self.every == 0:
+        if pl_module.step % self.every == 0 or pl_module.step == pl_module.steps:
             values = {f"train/{k}": float(v) for k, v in self._latest.items()}
             clock = getattr(trainer.datamodule, "clock", None)
             waiting = {} if clock is None else {"waiting": clock.share}
