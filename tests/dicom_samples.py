@@ -172,3 +172,11 @@ def by_itk(folder: Path) -> Volume:
     affine[:3, :3] = LPS @ (np.reshape(found.GetDirection(), (3, 3)) * found.GetSpacing())
     affine[:3, 3] = LPS @ found.GetOrigin()
     return Volume(sitk.GetArrayFromImage(found).transpose(2, 1, 0)[None], affine)
+
+
+def _sample(folder: Path) -> Path:
+    write_sample(folder / "sample.dcm")
+    return folder / "sample.dcm"
+
+
+SAMPLES = {".dcm": _sample}  # see tests/samples.py

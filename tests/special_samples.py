@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
@@ -122,3 +123,20 @@ def write_video(path: Path, count: int = 24, colour: bool = True, codec: str = "
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return pictures
+
+
+def _sample(write: Callable[[Path], object], name: str) -> Callable[[Path], Path]:
+    def make(folder: Path) -> Path:
+        write(folder / name)
+        return folder / name
+
+    return make
+
+
+SAMPLES = {  # see tests/samples.py
+    ".svs": _sample(write_slide, "sample.svs"),
+    ".h5": _sample(write_h5, "sample.h5"),
+    "kspace.npy": _sample(write_kspace, "kspace.npy"),
+    ".mp4": _sample(lambda path: write_video(path, count=8), "sample.mp4"),
+    ".mkv": _sample(lambda path: write_video(path, count=8), "sample.mkv"),
+}

@@ -207,7 +207,7 @@ def test_notebook_runs_from_an_empty_folder_and_again(path, tmp_path, monkeypatc
         nbclient.NotebookClient(notebook, timeout=280, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}).execute()
     pictures = sum("image/png" in out.get("data", {}) for cell in notebook.cells for out in cell.get("outputs", []))
     assert pictures >= 2
-    assert list((tmp_path / "out").rglob("*.nii.gz"))
+    assert [path for ending in ("*.nii.gz", "*.dcm") for path in (tmp_path / "out").rglob(ending)]
     assert {p.name for p in tmp_path.iterdir()} <= {"out", "runs", ".medgen"}, (
         "what a notebook writes lies in folders that README's do not share"
     )
@@ -221,7 +221,7 @@ def test_notebook_is_stored_without_outputs(path):
 
 
 def test_the_notebooks_are_there():
-    assert {p.stem for p in NOTEBOOKS} >= {"first_steps", "translate_your_nifti", "finetune_with_lora"}
+    assert {p.stem for p in NOTEBOOKS} >= {"first_steps", "translate_your_nifti", "finetune_with_lora", "dicom_and_slides"}
 
 
 def test_the_picture_is_small():

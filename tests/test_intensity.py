@@ -58,5 +58,15 @@ def test_a_rule_is_plain_data(name):
 def test_mistyped_rules_are_named():
     with pytest.raises(MedgenError, match="did you mean 'mr_percentile'"):
         intensity_map("mr_percentil")
-    with pytest.raises(MedgenError, match="takes low, high; got hihg"):
+    with pytest.raises(MedgenError, match="takes low, high, floor; got hihg"):
         intensity_map("ct_hu", hihg=3)
+
+
+def test_a_floor_takes_padding_as_air():
+    stored = np.array([-3024, -2048, -1024, 0, 1000], np.int16)
+    plain, floored = intensity_map("ct_hu"), intensity_map("ct_hu", floor=-1024)
+    mapped = floored.forward(stored.astype(np.float32), **floored.fit(stored))
+    np.testing.assert_array_equal(mapped[:3], -1)
+    np.testing.assert_array_equal(mapped[2:], plain.forward(stored.astype(np.float32), **plain.fit(stored))[2:])
+    assert torch.equal(floored.forward(torch.from_numpy(stored).float(), -1024, 2000), torch.from_numpy(mapped))
+    assert intensity_map(**floored.describe()) == floored

@@ -154,11 +154,9 @@ def assert_close(a: dict, b: dict, tolerance: float = 1e-5) -> None:
 
 
 def columns(folder: Path) -> list[dict[str, float]]:
-    """metrics.csv without the share of time that was spent waiting."""
     lines = (folder / "metrics.csv").read_text().splitlines()
     names = lines[0].split(",")
-    rows = [dict(zip(names, line.split(","), strict=True)) for line in lines[1:]]
-    return [{n: float(v) for n, v in row.items() if v and n != "waiting"} for row in rows]
+    return [{n: float(v) for n, v in zip(names, line.split(","), strict=True) if v and n != "waiting"} for line in lines[1:]]
 
 
 @pytest.fixture(scope="module")

@@ -23,8 +23,8 @@ def run(options: argparse.Namespace) -> None:
     print(f"store: {store.folder}")
     for split in source.manifest.splits:
         rows = source.prepared(split)
-        what = "planes" if len(source.size) == 2 else "volumes"
-        print(f"{split}: {len(source.manifest.split(split))} rows, {int(rows.counts.sum())} {what}")
+        count = f"{int(rows.counts.sum())} planes" if len(source.size) == 2 else f"{len(rows)} volumes"
+        print(f"{split}: {len(source.manifest.split(split))} rows, {count}")
     if options.prune:
         freed = store.prune(source.wanted(source.manifest))
         print(f"pruned: {freed / 1e6:.1f} MB")

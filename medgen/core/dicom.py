@@ -185,7 +185,7 @@ def _common(volume: Volume, coded: Coded, modality: str | None, pydicom: Any) ->
     data.InstanceCreationDate = data.ContentDate = now.strftime("%Y%m%d")
     data.InstanceCreationTime = data.ContentTime = now.strftime("%H%M%S")
     data.Modality, data.SeriesInstanceUID, data.SeriesNumber = kind, uid.generate_uid(None), 1
-    data.SeriesDescription = f"SYNTHETIC {Path(str(volume.meta.get('model') or '')).name or 'medgen'}"[:64]
+    data.SeriesDescription = f"SYNTHETIC {_model(volume) or 'medgen'}"[:64]
     data.Manufacturer, data.ManufacturerModelName, data.SoftwareVersions = "medgen", "medgen", _version()
     data.SyntheticData, data.BurnedInAnnotation, data.ContentQualification = "YES", "NO", "RESEARCH"
     data.DerivationDescription = _derivation(volume, coded)[:1024]
@@ -237,11 +237,17 @@ def _display(data: Any, volume: Volume, coded: Coded, solid: bool) -> None:
 
 
 def _derivation(volume: Volume, coded: Coded) -> str:
-    model = Path(str(volume.meta.get("model") or "")).name
+    model = _model(volume)
     made = f"Synthetic image made by medgen {_version()}" + (f", model {model}" if model else "")
     seed = f", seed {volume.meta['seed']}" if "seed" in volume.meta else ""
     rounded = f"; largest rounding error {coded.error:.3g}" if coded.error else "; values stored without rounding"
     return f"{made}{seed}. Units: {volume.units}; value = {coded.slope} x stored + {coded.intercept}{rounded}. Not for diagnosis."
+
+
+def _model(volume: Volume) -> str:
+    """The name of the model that made the volume: its folder's, and of a checkpoint in a run the run's."""
+    folder = Path(str(volume.meta.get("model") or ""))
+    return folder.parts[-3] if folder.parent.name == "checkpoints" and len(folder.parts) > 2 else folder.name
 
 
 def _version() -> str:

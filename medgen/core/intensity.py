@@ -1,6 +1,6 @@
 """Named intensity maps between stored values and the network's units, each with its exact inverse.
 
-No map clips: load -> map -> inverse -> save returns the voxels. The rule belongs to the contract; its parameters are global
+No map clips unless told: load -> map -> inverse -> save returns the voxels. The rule belongs to the contract; its parameters are global
 (CT, RGB, labels) or fitted per volume (MR), because MR scanners have no common scale.
 """
 
@@ -41,15 +41,24 @@ class IntensityMap(ABC):
 
 @dataclass(frozen=True)
 class CTWindow(IntensityMap):
-    """Hounsfield units: a global window, default -1024 to 2000 HU for the whole body."""
+    """Hounsfield units: a global window, default -1024 to 2000 HU for the whole body.
+
+    Attributes:
+        floor: values below it are no tissue but padding, and are taken as `floor`: the one thing that the inverse does not give back.
+            None takes all values as they are.
+    """
 
     low: float = -1024.0
     high: float = 2000.0
+    floor: float | None = None
     name = "ct_hu"
     units = "HU"
 
     def fit(self, values: np.ndarray) -> dict[str, float]:
         return {"low": self.low, "high": self.high}
+
+    def forward(self, values: Any, low: float, high: float) -> Any:
+        return super().forward(values if self.floor is None else values.clip(self.floor, None), low, high)
 
 
 @dataclass(frozen=True)

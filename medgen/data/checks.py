@@ -43,7 +43,8 @@ def one_plane(volume: Volume, name: str, plane: int | None = None) -> Volume:
         )
     if count > 1 and not (volume.array == volume.array[:1]).all():
         named = f"{name}_red, {name}_green, {name}_blue" if count == 3 and volume.affine is None else f"{name}_0 to {name}_{count - 1}"
-        raise MedgenError(f"{volume.meta['file']}: has {count} channels and '{name}' takes one; use channels {named}")
+        grey = "; a video is read in grey with '#planes=1' behind its path" if "frame_seconds" in volume.meta else ""
+        raise MedgenError(f"{volume.meta['file']}: has {count} channels and '{name}' takes one; use channels {named}{grey}")
     return volume.with_array(volume.array[:1])
 
 

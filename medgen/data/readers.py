@@ -59,7 +59,7 @@ def read_section(source: str | Path, axis: int, index: int) -> Volume:
         MedgenError: as `read_stored`; an axis or index that the image has not.
     """
     path, part = parted(source)
-    format = format_of(path)
+    format = format_of(path, part)
     header = _told(format, path, lambda: format.header(path, part))
     check_size(path, header)
     extent = (*header.shape, header.channels)

@@ -28,6 +28,7 @@ import numpy as np
 from medgen.core.errors import MedgenError
 from medgen.data.cases import Prepared
 from medgen.data.lock import alone
+from medgen.data.readers import parted
 from medgen.data.recipe import Recipe
 from medgen.data.sources import Source, seen
 from medgen.data.workers import Failure, each
@@ -137,7 +138,7 @@ class Store:
         try:
             for done, (number, result) in enumerate(each(work, rows, workers) if workers else _here(work, rows), 1):
                 if isinstance(result, Failure):
-                    failures[missing[number]] = result.reason
+                    failures[missing[number]] = _named(result.reason, wanted[missing[number]])
                 else:
                     index.add(result)
                 if progress:
@@ -379,6 +380,13 @@ def _moved(folder: Path, record: Record) -> Record:
         pieces.append({**piece, "arrays": arrays})
     _shard(folder).file.flush()
     return Record(record.sources, pieces)
+
+
+def _named(reason: str, row: Wanted) -> str:
+    """With the files of the row, where the reason names none: a decoder that dies tells nothing."""
+    if any(parted(cell)[0].name in reason for cell in row.files.values()):
+        return reason
+    return f"{row.where} ({', '.join(row.files.values())}): {reason}"
 
 
 def _size(folder: Path) -> int:

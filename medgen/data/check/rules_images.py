@@ -235,7 +235,7 @@ def _ct(data: Data, name: str, images: list[tuple[int, Image]]) -> Iterator[Find
             WARNING,
             "ct-padding",
             found,
-            "raise them to -1024 before training, or they become values far below the window",
+            "train with ct_hu and floor: -1024 (data.source.channels.<column>.floor), or they become values far below the window",
             **data.told(_rows(padded), name),
         )
     dense = [(i, im) for i, im in images if im.high > 4000]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import warnings
 import zlib
@@ -146,10 +147,23 @@ def dataset(path: Path, pixels: bool = False) -> Any:
         with path.open("rb") as file:
             marked = file.read(132)[128:] == b"DICM"
         if marked:
-            _check_deflated(path, pydicom.filereader.read_file_meta_info(path))
-        if pixels:
-            return pydicom.dcmread(path, force=not marked)
-        return pydicom.dcmread(path, force=not marked, stop_before_pixels=True, specific_tags=TAGS)
+            with _Held(path) as file:
+                _check_deflated(path, pydicom.filereader.read_partial(file, stop_when=lambda tag, *_: tag.group != 2).file_meta)
+        with _Held(path) as file:
+            if pixels:
+                return pydicom.dcmread(file, force=not marked)
+            return pydicom.dcmread(file, force=not marked, stop_before_pixels=True, specific_tags=TAGS)
+
+
+class _Held(io.BufferedReader):
+    """A file of which nobody reads more than there is: Python sets memory aside for as much as a damaged length asks for."""
+
+    def __init__(self, path: Path):
+        super().__init__(io.FileIO(path))
+        self._size = path.stat().st_size
+
+    def read(self, size: int | None = -1) -> bytes:
+        return super().read(size if size is None or size < 0 else min(size, max(0, self._size - self.tell())))
 
 
 def frames_of(image: Image) -> list[Frame]:

@@ -13,6 +13,8 @@ from medgen.data.phantom.chest.scanner import Scanner
 from medgen.data.phantom.chest.source import LABELS, ChestData, channel_values
 from medgen.data.phantom.export import checked_splits, write_volumes
 
+STORED = (-1024, 3071)  # what scanners keep of Hounsfield units in 12 bits
+
 
 def write_chests(
     folder: str | Path,
@@ -43,8 +45,14 @@ def write_chests(
         for channel in data.channels:
             values = channel_values(data.scanner, chest, grid, stack, channel)
             label = channel in LABELS
-            values = values.astype(np.uint8) if label else np.round(values).astype(np.float32)
+            values = values.astype(np.uint8) if label else _stored(values, data.scanner.padding)
             yield channel, Volume(values[None], grid.affine, "label" if label else "HU")
         yield from data.attributes(chest).items()
 
     return write_volumes(Path(folder), splits, (*channels, "label", "contrast", "dose"), volumes)
+
+
+def _stored(values: np.ndarray, padding: float | None) -> np.ndarray:
+    """Whole Hounsfield units in a scanner's range; padding stays what it is."""
+    whole = np.round(values)
+    return np.where(whole == padding, whole, whole.clip(*STORED)).astype(np.float32)
