@@ -40,9 +40,9 @@ RULE = {"t1": {"name": "mr_percentile"}}
 HEAD = """# Feeding
 
 Written by `python benchmarks/data.py`. Volumes of {shape} voxels ({what}), batches of 4. One thread a process; in each round every
-candidate makes its batches in turn; medians of wall time, of processor time for preparation. "Bare" cuts views out of float32 volumes mapped by
-`numpy.memmap` and stacks them: it carries no geometry, no subject and no seed of a sample, and is the limit. What a reader holds does not grow with the
-data: `tests/test_store.py` reads a store of 1.2 GB everywhere in a process that may take 200 MB of its own.
+candidate makes its batches in turn; medians of wall time, of processor time for preparation. "Bare" cuts views out of float32 volumes
+mapped by `numpy.memmap` and stacks them: it carries no geometry, no subject and no seed of a sample, and is the limit. What a reader
+holds does not grow with the data: `tests/test_store.py` reads a store of 1.2 GB everywhere in a process that may take 200 MB of its own.
 {machine}
 
 | what | measured | target | |
