@@ -1,0 +1,167 @@
+"""How much of a lesion's contrast an image shows, and where structures are that should not be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import conv1d, max_pool2d, max_pool3d
+
+from medgen.core.errors import MedgenError
+
+SHELL = 2  # voxels around a lesion that its contrast is taken against
+HALF = 0.5  # of the true contrast: the line between there and not there
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place with its surroundings.
+
+    Attributes:
+        inside: (*S) bool, the lesion or the place of one.
+        shell: (*S) bool, body around it that belongs to no lesion.
+    """
+
+    inside: Tensor
+    shell: Tensor
+
+    def contrast(self, image: Tensor) -> float:
+        """Mean inside minus mean of the shell, of an image (*S)."""
+        return float(image[self.inside].double().mean() - image[self.shell].double().mean())
+
+
+def grown(mask: Tensor, voxels: int = 1) -> Tensor:
+    """(*S) bool widened by cubes of `voxels` to each side."""
+    pool = {2: max_pool2d, 3: max_pool3d}[mask.ndim]
+    out = mask[None, None].float()
+    for _ in range(voxels):
+        out = pool(out, 3, 1, 1)
+    return out[0, 0] > 0
+
+
+def shrunk(mask: Tensor, voxels: int = 1) -> Tensor:
+    """(*S) bool narrowed by cubes of `voxels`; outside the grid is not in the mask."""
+    rest = torch.ones([n + 2 * voxels for n in mask.shape], dtype=torch.bool)
+    middle = tuple(slice(voxels, -voxels) for _ in mask.shape)
+    rest[middle] = ~mask
+    return ~grown(rest, voxels)[middle]
+
+
+def components(mask: Tensor, least: int = 1) -> list[Tensor]:
+    """The parts (*S) bool of a mask that touch at faces, edges or corners, of at least `least` voxels, the largest first.
+
+    Every voxel takes the largest number among its neighbours until none changes.
+    """
+    if not bool(mask.any()):
+        return []
+    ends = torch.nonzero(mask)
+    low, high = ends.amin(0).tolist(), (ends.amax(0) + 1).tolist()
+    box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
+    part, pool = mask[box], {2: max_pool2d, 3: max_pool3d}[mask.ndim]
+    numbers = torch.arange(1, part.numel() + 1, dtype=torch.float64).reshape(part.shape) * part
+    while True:
+        wider = pool(numbers[None, None], 3, 1, 1)[0, 0] * part
+        if torch.equal(wider, numbers):
+            break
+        numbers = wider
+    names, counts = numbers[part].unique(return_counts=True)
+    found = []
+    for name, count in sorted(zip(names.tolist(), counts.tolist(), strict=True), key=lambda pair: -pair[1]):
+        if count >= least:
+            one = torch.zeros_like(mask)
+            one[box] = numbers == name
+            found.append(one)
+    return found
+
+
+def site(inside: Tensor, body: Tensor, lesions: Tensor | None = None, width: int = SHELL) -> Site | None:
+    """`inside` with its shell of `width` voxels in the body and outside `lesions`, one voxel of partial volume left out between; None where
+    fewer than 4 voxels of surroundings are left."""
+    near = grown(inside)
+    shell = grown(near, width) & ~near & body
+    if lesions is not None:
+        shell &= ~grown(lesions)
+    return Site(inside, shell) if int(shell.sum()) >= 4 else None
+
+
+def retained(result: Tensor, place: Site, there: Tensor, without: Tensor | None = None) -> float:
+    """(c(result) - c(without)) / (c(there) - c(without)) with the contrast c at a place: 1 where a result (*S) shows the whole lesion, 0
+    where it shows what is there without. An unknown `without` counts as no contrast.
+
+    Raises:
+        MedgenError: the truth has no contrast here, so that nothing could be retained.
+    """
+    base = 0.0 if without is None else place.contrast(without)
+    full = place.contrast(there) - base
+    if abs(full) < 1e-6:
+        raise MedgenError("the lesion has no contrast in the true image; it cannot be told whether a result shows it")
+    return (place.contrast(result) - base) / full
+
+
+def moved(mask: Tensor, allowed: Tensor, picks: Tensor, tries: int = 200) -> list[Tensor]:
+    """Copies of `mask` at other places that lie wholly in `allowed`, which must not include what they should avoid.
+
+    Args:
+        picks: (N,) uniform numbers in [0, 1) that choose; the number of copies is at most N, as some find no place in `tries` steps.
+    """
+    at = torch.nonzero(mask)
+    shape = at - at.amin(0)
+    places = torch.nonzero(allowed)
+    limit = torch.tensor(mask.shape) - 1 - shape.amax(0)
+    places = places[(places <= limit).all(1)]
+    found: list[Tensor] = []
+    taken = torch.zeros_like(mask)
+    for pick in picks.tolist():
+        first = int(pick * len(places)) if len(places) else 0
+        for k in range(min(tries, len(places))):
+            voxels = tuple((places[(first + k * 7919) % len(places)] + shape).T)
+            if bool(allowed[voxels].all()) and not bool(taken[voxels].any()):
+                one = torch.zeros_like(mask)
+                one[voxels] = True
+                found.append(one)
+                taken |= one
+                break
+    return found
+
+
+def blob(shape: tuple[int, ...], centre: tuple[float, ...], radii: tuple[float, ...]) -> Tensor:
+    """(*S) in [0, 1]: an ellipsoid with an edge that falls over one voxel, as partial volume does."""
+    axes = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in shape), indexing="ij")
+    scaled = sum(((a - c) / r) ** 2 for a, c, r in zip(axes, centre, radii, strict=True)).sqrt()
+    return ((1 - scaled) * min(radii) + 0.5).clamp(0, 1)
+
+
+def filled_in(image: Tensor, mask: Tensor, steps: int = 400) -> Tensor:
+    """`image` (*S) with the voxels of `mask` replaced by the membrane through their surroundings (Laplace's equation, by averaging of
+    neighbours): a lesion removed without a trace of its mean."""
+    region = torch.nonzero(mask)
+    box = tuple(slice(max(a - 1, 0), b + 2) for a, b in zip(region.amin(0).tolist(), region.amax(0).tolist(), strict=True))
+    part, inside = image[box].double().clone(), mask[box]
+    part[inside] = part[~inside].mean()
+    for _ in range(steps):
+        sides = [torch.roll(_padded(part, axis), shift, axis).narrow(axis, 1, part.shape[axis]) for axis in range(part.ndim) for shift in (1, -1)]
+        part[inside] = (sum(sides) / len(sides))[inside]
+    out = image.clone()
+    out[box] = part.to(image.dtype)
+    return out
+
+
+def _padded(values: Tensor, axis: int) -> Tensor:
+    first, last = values.narrow(axis, 0, 1), values.narrow(axis, values.shape[axis] - 1, 1)
+    return torch.cat([first, values, last], axis)
+
+
+def smoothed(image: Tensor, sigma: float, mask: Tensor | None = None) -> Tensor:
+    """(*S) float64 Gaussian mean; with a mask of the voxels in it only (normalised convolution), 0 outside."""
+    if mask is not None:
+        inside = mask.double()
+        return torch.where(mask, smoothed(image.double() * inside, sigma) / smoothed(inside, sigma).clamp_min(1e-6), 0.0)
+    radius = max(1, round(3 * sigma))
+    weights = torch.exp(-0.5 * (torch.arange(-radius, radius + 1).double() / sigma) ** 2)
+    out = image.double()
+    for axis in range(out.ndim):
+        line = out.movedim(axis, -1)
+        flat = conv1d(line.reshape(-1, 1, line.shape[-1]), (weights / weights.sum())[None, None], padding=radius)
+        out = flat.reshape(line.shape).movedim(-1, axis)
+    return out
