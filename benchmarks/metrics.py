@@ -11,7 +11,6 @@ import json
 import math
 import os
 import platform
-import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -47,9 +46,9 @@ Written by `python benchmarks/metrics.py`. {machine}
 
 ## The whole first tier at once
 
-`medgen.metrics.panel.all_pixel` computes {count} metrics ({names}) of a 182x218x182 volume in one walk. Rounds are interleaved;
-processor time, one thread, medians; peak memory over the start, each contender alone in a process. The body is an ellipsoid
-in the volume, the labels are three slabs of it.
+`medgen.metrics.panel.all_pixel` computes {count} metrics of a 182x218x182 volume in one walk: {names}.
+Rounds are interleaved; processor time, one thread, medians; peak memory over the start, each contender alone in a process. The body is
+an ellipsoid in the volume, the labels are three slabs of it.
 
 | what | measured | target | |
 | --- | --- | --- | --- |
@@ -99,9 +98,15 @@ def alone(name: str) -> float:
     run = contenders(x, y, regions)[name]
     small = [v[..., :48, :48, :48].contiguous() for v in (x, y)]
     contenders(*small, {k: v[..., :48, :48, :48].contiguous() for k, v in regions.items()})[name]()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak()
     run()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return peak() - before
+
+
+def peak() -> float:
+    """Mebibytes that this process has held at most. (`getrusage` would begin with what the parent held.)"""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 1024
 
 
 def rows(rounds: int) -> list[Row]:
