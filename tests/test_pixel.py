@@ -80,6 +80,33 @@ def test_ms_ssim_is_the_papers_and_monais(size, scales):
     assert torch.allclose(ms_ssim(x.float(), target.float(), 1.0, scales=scales), found, atol=1e-5)
 
 
+def test_ms_ssim_in_a_mask_counts_coarse_voxels_by_their_share():
+    """The mirrored map of every scale, weighted by the share of each voxel that is inside."""
+    x, target = pair(1, 1, 48, 56)
+    mask = torch.zeros(1, 1, 48, 56, dtype=torch.bool)
+    mask[..., 9:30, 13:41] = True
+    a, b, w = x[0, 0].numpy(), target[0, 0].numpy(), mask[0, 0].numpy().astype(float)
+    means = []
+    for _ in range(3):
+        mx, my, xx, yy, xy = (ndimage.gaussian_filter(v, 1.5, radius=5) for v in (a, b, a * a, b * b, a * b))
+        structure = (2 * (xy - mx * my) + 9e-4) / (xx - mx * mx + yy - my * my + 9e-4)
+        luminance = (2 * mx * my + 1e-4) / (mx * mx + my * my + 1e-4)
+        means.append((w * (structure * luminance if len(means) == 2 else structure)).sum() / w.sum())
+        a, b, w = (v.reshape(v.shape[0] // 2, 2, v.shape[1] // 2, 2).mean((1, 3)) for v in (a, b, w))
+    weights = np.array([0.0448, 0.2856, 0.3001])
+    expected = np.prod(np.array(means) ** (weights / weights.sum()))
+    assert float(ms_ssim(x, target, 1.0, mask, scales=3)) == pytest.approx(expected, abs=1e-10)
+
+
+def test_haarpsi_in_a_mask_sees_only_what_its_filters_reach():
+    x, target = pair(1, 1, 64, 64)
+    x = torch.cat([x[..., :20], target[..., 20:]], -1)
+    near, far = (torch.zeros(1, 1, 64, 64, dtype=torch.bool) for _ in range(2))
+    near[..., :20], far[..., 30:] = True, True
+    assert float(haarpsi(x, target, 1.0, far)) == pytest.approx(1, abs=1e-14)
+    assert float(haarpsi(x, target, 1.0, near)) < float(haarpsi(x, target, 1.0)) < 1
+
+
 def test_ms_ssim_of_one_scale_is_ssim_and_small_images_are_refused_with_the_remedy():
     x, target = pair(1, 1, 40, 30)
     mask = corner(1, 1, 40, 30)
