@@ -10,8 +10,9 @@ from medgen.core.contract import Contract
 from medgen.core.errors import MedgenError
 from medgen.core.volume import Volume
 from medgen.data.manifest import Manifest
+from medgen.evaluation.cost import Calls
 from medgen.evaluation.section import Estimate, Level, Section, skipped
-from medgen.evaluation.work import Calls, Work
+from medgen.evaluation.work import Work
 from medgen.inference import Pretrained
 from medgen.metrics.monitor import PSNR, FeatureDistance
 from medgen.tasks.synthesis import Synthesis
@@ -76,10 +77,10 @@ def test_an_answer_is_made_once_and_draws_are_averaged(work):
     case = setting.case(0)
     with Calls(setting.model.model) as calls:
         first = setting.made(case, draws=True)
-        assert calls.count == first.evaluations == 3
+        assert calls.count == first.cost.evaluations == 3
         again = work(draws=3).made(case, draws=True)
         assert calls.count == 3
-    assert first.draws.shape == (3, 1, *SHAPE) and first.seconds > 0
+    assert first.draws.shape == (3, 1, *SHAPE) and first.cost.seconds > 0 and first.cost.memory > 0
     torch.testing.assert_close(first.image[0], first.draws.mean(0))
     torch.testing.assert_close(first.std[0], first.draws.std(0))
     assert torch.equal(first.image, again.image)
