@@ -54,7 +54,7 @@ class Made:
     draws: Tensor | None = None
     view: Tensor | None = None
     residual: float | None = None
-    cost: Cost = Cost()
+    cost: Cost = field(default_factory=Cost)
 
 
 @dataclass(frozen=True)
@@ -204,7 +204,7 @@ class Work:
     def costs(self) -> list[Cost]:
         """What each answer took; of samples, what each batch took, per sample."""
         if self.kind == "synthesis":
-            return [Cost(**json.loads(path.read_text())) for path in sorted(self._kept.glob("cost_*.json"))]
+            return [Cost(**json.loads(path.read_text())) for path in sorted(self.kept.glob("cost_*.json"))]
         return [_loaded(self._answer_path(number), images=False).cost for number in range(len(self))]
 
     def reals(self, split: str) -> Tensor:
@@ -238,9 +238,14 @@ class Work:
         return torch.from_numpy(np.ascontiguousarray(array, np.float32))
 
     @cached_property
-    def _kept(self) -> Path:
+    def fingerprint(self) -> str:
+        """A digest of the weights."""
+        return _fingerprint(self.model.model)
+
+    @cached_property
+    def kept(self) -> Path:
         """The folder of answers of this very model under these settings."""
-        facts = {"model": _fingerprint(self.model.model), "seed": self.seed, "draws": self.draws, "samples": self.samples}
+        facts = {"model": self.fingerprint, "seed": self.seed, "draws": self.draws, "samples": self.samples}
         facts |= {"sampler": repr(getattr(self.model.model, "sampler", "")), "guidance": repr(getattr(self.model.model, "guidance", ""))}
         facts |= {"given": {k: str(v) for k, v in self.given.items()}, "data": str(self.manifest.path.resolve()), "split": self.split}
         facts |= {"rows": hashlib.sha256(json.dumps([dict(r) for r in self.manifest.rows]).encode()).hexdigest(), "files": self._files()}
@@ -272,12 +277,12 @@ class Work:
             for number, volume in zip(numbers, volumes, strict=True):
                 _written(self._sample_path(number), lambda file, v=volume: np.save(file, self.network_units(v).numpy()))
             cost = replace(measured.cost, seconds=measured.cost.seconds / len(numbers))
-            _written(self._kept / f"cost_{numbers[0]:05d}.json", lambda file, c=cost: file.write(json.dumps(vars(c)).encode()))
+            _written(self.kept / f"cost_{numbers[0]:05d}.json", lambda file, c=cost: file.write(json.dumps(vars(c)).encode()))
             if progress:
                 progress(len(own) - len(missing) + first + len(numbers), len(own))
 
     def _answer_path(self, number: int) -> Path:
-        return self._kept / f"{number:05d}.npz"
+        return self.kept / f"{number:05d}.npz"
 
     def _translate(self, case: Case) -> dict[str, Any]:
         conditions = self._row_attributes(case.row) | dict(self.given)
@@ -312,7 +317,7 @@ class Work:
         return torch.from_numpy(np.load(path))
 
     def _sample_path(self, number: int) -> Path:
-        return self._kept / f"sample_{number:05d}.npy"
+        return self.kept / f"sample_{number:05d}.npy"
 
     def _conditions(self) -> dict[str, Any]:
         """For the samples the attributes of the split's rows, in turn, so that both have the same mixture; what is given wins."""

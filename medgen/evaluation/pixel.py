@@ -1,0 +1,249 @@
+"""Fidelity to the truth on the same grid: one score per volume and region, means over subjects, beside what needs no learning."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from medgen.core.errors import MedgenError
+from medgen.evaluation.baselines import Baseline, baselines
+from medgen.evaluation.pictures import case_picture, seen
+from medgen.evaluation.section import Estimate, Figure, Level, Section, Table, skipped
+from medgen.evaluation.work import AIR, Case, Work
+from medgen.metrics.pixel import RADIUS, mae, nmse, psnr, ssim_map
+from medgen.metrics.statistics import summarise
+
+NAME, TITLE = "pixel", "Fidelity to the truth, voxel by voxel"
+DATA_RANGE, ZERO = 2.0, -1.0  # of network units: their full range, and the value of no signal
+ONE_SUBJECT = "one subject: the value, no interval, because one subject cannot tell how much subjects differ"
+NOT_FINITE = "no mean: of a volume the PSNR is infinite (equal images) or the SSIM is not defined (an axis shorter than its window)"
+METRICS = {"psnr": ("PSNR", "dB"), "ssim": ("SSIM", ""), "nmse": ("NMSE", ""), "mae": ("MAE", "")}
+PICTURE = "Grey from -1 to 1 in network units, the same for all. Difference: red is too bright, blue too dark, by a quarter of that range."
+SHOWN = 3  # the worst cases; the middle and the best one beside them
+
+
+@dataclass(frozen=True)
+class Row:
+    """The scores of one volume in one region: "body", "whole", or "tissue=2" of a label map."""
+
+    number: int
+    subject: str
+    region: str
+    values: dict[str, float]
+
+
+def section(work: Work) -> Section:
+    """Scores of a translation or a reconstruction, beside its baselines, with the worst cases shown."""
+    if work.kind == "synthesis":
+        return skipped(NAME, TITLE, "Samples have no truth to be compared with voxel by voxel: see their distance to real images.")
+    rivals = baselines(work)
+    rows: list[Row] = []
+    others: dict[str, list[Row]] = {rival.name: [] for rival in rivals}
+    for case in work.cases():
+        made = work.made(case)
+        rows += score_case(made.image, case)
+        for rival in rivals:
+            others[rival.name] += score_case(rival.predict(case, made), case)
+    made = Section(NAME, TITLE, numbers={**summary(rows), "baselines": {name: summary(found) for name, found in others.items()}})
+    made.protocol = protocol(work)
+    _judge(made, rows, others, rivals)
+    made.tables = [_table(rows), _beside(rows, others, rivals), _cases(rows)]
+    made.worst = [(row.subject, f"{_told(row)} in the body") for row in ranked(rows)[:SHOWN]]
+    made.figures = _figures(work, rows)
+    return made
+
+
+def measured(predict: Callable[[Case], Tensor], cases: Iterable[Case]) -> list[Row]:
+    """The rows of a method that is no model under evaluation: `predict` gives (1, C, *S) in network units.
+
+    Raises:
+        MedgenError: no cases; a prediction on another grid or with values that are not finite.
+    """
+    with torch.no_grad():
+        rows = [row for case in cases for row in score_case(predict(case), case)]
+    if not rows:
+        raise MedgenError("there is nothing to evaluate: the list of cases is empty")
+    return rows
+
+
+def score_case(image: Tensor, case: Case) -> list[Row]:
+    """All metrics of one volume (1, C, *S), in the body, in the whole image and in every class of its label maps.
+
+    Raises:
+        MedgenError: another grid than the target's, or values that are not finite.
+    """
+    image = image.to(case.target)
+    if image.shape != case.target.shape:
+        raise MedgenError(f"{case.subject}: the prediction has shape {tuple(image.shape)}, the target {tuple(case.target.shape)}")
+    if not bool(torch.isfinite(image).all()):
+        raise MedgenError(f"{case.subject}: the prediction holds NaN or infinite values; the model has diverged or its input is broken")
+    similar = ssim_map(image, case.target, DATA_RANGE) if min(case.target.shape[2:]) > 2 * RADIUS else None
+    regions: dict[str, Tensor | None] = {"body": case.body, "whole": None}
+    for name, labels in case.regions.items():
+        regions |= {f"{name}={k}": labels == k for k in labels.unique().tolist() if k}
+    return [Row(case.number, case.subject, name, _scores(image, case.target, similar, mask)) for name, mask in regions.items()]
+
+
+def _scores(image: Tensor, target: Tensor, similar: Tensor | None, mask: Tensor | None) -> dict[str, float]:
+    values = {"psnr": float(psnr(image, target, DATA_RANGE, mask)), "ssim": math.nan}
+    if similar is not None:
+        where = (_interior(target) if mask is None else mask).expand_as(similar)
+        values["ssim"] = float(similar[where].double().mean())
+    try:
+        values["nmse"] = float(nmse(image, target, DATA_RANGE, mask, zero=ZERO))
+    except MedgenError:  # a region without signal
+        values["nmse"] = math.nan
+    return values | {"mae": float(mae(image, target, DATA_RANGE, mask))}
+
+
+def _interior(target: Tensor) -> Tensor:
+    """(1, 1, *S) bool: the voxels whose window lies inside the image."""
+    inside = torch.zeros((1, 1, *target.shape[2:]), dtype=torch.bool)
+    inside[(..., *(slice(RADIUS, n - RADIUS) for n in target.shape[2:]))] = True
+    return inside
+
+
+def summary(rows: Sequence[Row]) -> dict[str, Any]:
+    """Plain data: n, and per region and metric the values, their mean and interval (or null with the reason)."""
+    regions = dict.fromkeys(row.region for row in rows)
+    return {
+        "n_volumes": sum(row.region == "body" for row in rows),
+        "n_subjects": len({row.subject for row in rows}),
+        "data_range": DATA_RANGE,
+        "interval_level": 0.95,
+        "regions": {region: _region([r for r in rows if r.region == region]) for region in regions},
+    }
+
+
+def estimate(rows: Sequence[Row], region: str, metric: str) -> Estimate:
+    """Mean over subjects with its interval."""
+    own = [row for row in rows if row.region == region]
+    found = _metric([r.values[metric] for r in own], [r.subject for r in own])
+    mean = math.nan if found["mean"] is None else found["mean"]
+    interval = None if found["interval"] is None else tuple(found["interval"])
+    return Estimate(mean, interval, len({r.subject for r in own}), METRICS[metric][1], found["reason"] or "")
+
+
+def difference(rows: Sequence[Row], others: Sequence[Row], metric: str, region: str = "body") -> Estimate | None:
+    """Mean over subjects of what `rows` score above `others` on the same volumes; None where a score is not finite."""
+    theirs = {row.number: row.values[metric] for row in others if row.region == region}
+    own = [row for row in rows if row.region == region]
+    gaps = [row.values[metric] - theirs[row.number] for row in own]
+    if not all(map(math.isfinite, gaps)):
+        return None
+    found = summarise(gaps, [row.subject for row in own])
+    return Estimate(found.mean, found.interval, found.subjects, METRICS[metric][1], ONE_SUBJECT if found.interval is None else "")
+
+
+def ranked(rows: Sequence[Row]) -> list[Row]:
+    """The volumes' rows of the body, the lowest PSNR first."""
+    return sorted((row for row in rows if row.region == "body"), key=lambda row: row.values["psnr"])
+
+
+def protocol(work: Work) -> dict[str, str]:
+    """How the numbers come about, in words."""
+    hounsfield = any(work.model.contract.intensity[c]["name"] == "ct_hu" for c in work.channels)
+    body = "voxels that differ from the background in source or target: the largest connected part, holes filled"
+    if hounsfield:
+        body = f"above {AIR:g} HU in any CT channel: the largest connected part, holes filled"
+    contract = work.model.contract
+    told = {
+        "unit": "one score per volume over all its voxels at once; the mean is over subjects, the 95 % interval resamples subjects",
+        "scale": f"normalised units of the target, data_range {DATA_RANGE:g}; nothing is clipped or rescaled to the target",
+        "body": body,
+        "ssim": "Gaussian window of 11 taps, sigma 1.5, over all axes; in a region: the map's mean; whole: less a border of 5 voxels",
+        "nmse": f"squared error over squared signal, signal counted from {ZERO:g}",
+        "grid": f"{contract.orientation}, spacing {contract.spacing} mm, slices along axis {contract.slice_axis}",
+        "draws": f"the mean of {work.draws} draws per case is scored" if work.draws > 1 else "one draw per case",
+    }
+    if work.kind == "reconstruction":
+        told["measurement"] = f"{type(work.model.task.operator).__name__} as in training, simulated from the manifest's images"
+    return told
+
+
+def _judge(made: Section, rows: Sequence[Row], others: Mapping[str, Sequence[Row]], rivals: Sequence[Baseline]) -> None:
+    """The verdict: how far above the best baseline, and whether the interval says so."""
+    own = estimate(rows, "body", "psnr")
+    made.verdict = f"PSNR {own} in the body." if math.isfinite(own.value) else "A volume equals its target: the PSNR is infinite."
+    gaps = {rival: difference(rows, others[rival.name], "psnr") for rival in rivals}
+    known = {rival: gap for rival, gap in gaps.items() if gap is not None}
+    if not known:
+        return
+    rival, gap = min(known.items(), key=lambda item: item[1].value)
+    made.numbers["above_baseline"] = {"baseline": rival.name, "psnr": gap}
+    size = Estimate(abs(gap.value), gap.interval and tuple(sorted(abs(end) for end in gap.interval)), unit="dB")
+    if gap.interval is None or gap.interval[0] > 0 or gap.interval[1] < 0:
+        made.verdict += f" That is {size} {'above' if gap.value > 0 else 'below'} {rival.title}."
+    else:
+        made.verdict += f" {rival.title[:1].upper()}{rival.title[1:]} does about as well (difference {gap})."
+    if gap.interval is None:
+        made.level = Level.WATCH if gap.value > 0 else Level.BAD
+        made.verdict += " One subject: how much subjects differ is not known."
+    else:
+        made.level = Level.GOOD if gap.interval[0] > 0 else Level.BAD if gap.interval[1] < 0 else Level.WATCH
+
+
+def _table(rows: Sequence[Row]) -> Table:
+    regions = list(dict.fromkeys(row.region for row in rows))
+    cells = [[region, *(estimate(rows, region, metric) for metric in METRICS)] for region in regions]
+    heads = [title for title, _ in METRICS.values()]
+    return Table(
+        "Mean over subjects, by region", ["region", *heads], cells, "95 % intervals resample subjects; a class's n counts who has it"
+    )
+
+
+def _beside(rows: Sequence[Row], others: Mapping[str, Sequence[Row]], rivals: Sequence[Baseline]) -> Table:
+    methods = {"the model": rows, **{rival.title: others[rival.name] for rival in rivals}}
+    cells = [[name, *(estimate(found, "body", metric) for metric in METRICS)] for name, found in methods.items()]
+    note = "Baselines need no network; a fit is made on the training split." if rivals else "No baseline applies here."
+    return Table("In the body, beside what needs no learning", ["method", *(t for t, _ in METRICS.values())], cells, note)
+
+
+def _cases(rows: Sequence[Row]) -> Table:
+    cells = [[row.subject, *(row.values[metric] for metric in METRICS)] for row in ranked(rows)]
+    return Table("Every volume in the body, the worst first", ["subject", *(title for title, _ in METRICS.values())], cells)
+
+
+def _figures(work: Work, rows: Sequence[Row]) -> list[Figure]:
+    """The worst cases, the middle one and the best one."""
+    order = ranked(rows)
+    places = dict.fromkeys([*range(min(SHOWN, len(order))), len(order) // 2, len(order) - 1])
+    axis = 2 if work.model.contract.slice_axis is None else work.model.contract.slice_axis
+    figures = []
+    for place in sorted(places):
+        row, case = order[place], work.case(order[place].number)
+        made = work.made(case)
+        images = shown(work, case, made.view, {"truth": case.target, "result": made.image})
+        which = "Worst" if place < min(SHOWN, len(order) - 1) else "Best" if place == len(order) - 1 else "Middle"
+        title = f"{which if len(order) > 1 else 'The'} case: {case.subject}, {_told(row)}"
+        figures.append(Figure(title, case_picture(images, case.body, case.subject, DATA_RANGE, axis), PICTURE))
+    return figures
+
+
+def shown(work: Work, case: Case, view: Tensor | None, images: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What a picture of a case shows: what was given, then `images` of the target."""
+    source, target = work.model.task.source, work.model.task.target
+    given = {f"given: {source[0]}": seen(case.source, source)} if work.kind == "translation" else {"given: measured": seen(view, target)}
+    return {**given, **{title: seen(image, target) for title, image in images.items()}}
+
+
+def _told(row: Row) -> str:
+    return f"PSNR {row.values['psnr']:.4g} dB, SSIM {row.values['ssim']:.3g}"
+
+
+def _region(rows: list[Row]) -> dict[str, Any]:
+    return {metric: _metric([r.values[metric] for r in rows], [r.subject for r in rows]) for metric in rows[0].values}
+
+
+def _metric(values: list[float], subjects: list[str]) -> dict[str, Any]:
+    listed = [{"subject": s, "value": v if math.isfinite(v) else None} for s, v in zip(subjects, values, strict=True)]
+    if not all(map(math.isfinite, values)):
+        return {"mean": None, "interval": None, "reason": NOT_FINITE, "volumes": listed}
+    found = summarise(values, subjects)
+    interval = None if found.interval is None else list(found.interval)
+    return {"mean": found.mean, "interval": interval, "reason": ONE_SUBJECT if interval is None else None, "volumes": listed}
