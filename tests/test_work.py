@@ -12,7 +12,7 @@ from medgen.core.volume import Volume
 from medgen.data.manifest import Manifest
 from medgen.evaluation.cost import Calls
 from medgen.evaluation.section import Estimate, Level, Section, skipped
-from medgen.evaluation.work import Work
+from medgen.evaluation.work import Work, network_units
 from medgen.inference import Pretrained
 from medgen.metrics.monitor import PSNR, FeatureDistance
 from medgen.tasks.synthesis import Synthesis
@@ -111,7 +111,7 @@ def test_processes_share_the_cases_and_the_samples(work):
     parts = [work(synthesis, samples=5, seed=4, place=place, places=2) for place in range(2)]
     for number in (1, 3):
         (volume,) = parts[1].model.generate(5, 4, {}, only=[number])
-        np.save(parts[1]._sample_path(number), parts[1].network_units(volume).numpy())
+        np.save(parts[1]._sample_path(number), network_units(parts[1].model, volume).numpy())
     assert torch.equal(parts[0].drawn(), work(synthesis, samples=5, seed=4).drawn())
 
 

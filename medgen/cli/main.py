@@ -132,11 +132,21 @@ def _reconstruct(parser: argparse.ArgumentParser) -> None:
 def _evaluate(parser: argparse.ArgumentParser) -> None:
     _model(parser)
     _output(parser)
+    _judged(parser)
+    parser.add_argument("--labels", action="append", default=[], metavar="NAME=CLASSES", help="a label map of the manifest, for regions")
+    parser.add_argument("--domain", metavar="COLUMN", help="compare over the values of a column: site, scanner, field, sex, ...")
+    parser.add_argument("--parts", nargs="+", metavar="PART", help="only these: pixel samples feature task hallucination calibration ...")
+    parser.add_argument("--quick", action="store_true", help="leave out what trains networks")
+    parser.add_argument("--checks", action="store_true", help="say what a model card needs and whether the report has it")
+    parser.set_defaults(run=_lazy("evaluate"))
+
+
+def _judged(parser: argparse.ArgumentParser) -> None:
+    """What evaluation and benchmark share."""
     parser.add_argument("--data", required=True, help="manifest (CSV) with columns subject, split and the model's channels")
     parser.add_argument("--split", default="test", help="split to score (default test)")
     parser.add_argument("--draws", type=_positive, default=1, help="translation and reconstruction: samples to average (default 1)")
     parser.add_argument("-n", type=_positive, default=64, help="synthesis: samples to draw (default 64)")
-    parser.set_defaults(run=_lazy("evaluate"))
 
 
 def _data(parser: argparse.ArgumentParser) -> None:
@@ -244,8 +254,13 @@ def _zoo(parser: argparse.ArgumentParser) -> None:
     add.add_argument("name", help="name in the zoo")
     add.add_argument("--zoo", default="zoo", help="zoo folder (default ./zoo)")
     add.add_argument("--card", help="Markdown file with the model's card")
+    add.add_argument("--report", metavar="JSON", help="evaluation.json of the model: its headline numbers, and a card where there is none")
     add.add_argument("--half", action="store_true", help="keep float16 numbers: half the bytes")
     add.add_argument("--overwrite", action="store_true", help="replace a model of that name")
+    card = actions.add_parser("card", help="a model card from a report of `medgen evaluate`")
+    card.add_argument("report", metavar="REPORT", help="evaluation.json, or the folder that holds it")
+    card.add_argument("-o", "--output", metavar="FILE", help="Markdown file to write (default: print it)")
+    card.add_argument("--overwrite", action="store_true", help="replace an existing file")
     parser.set_defaults(run=_lazy("zoo"))
 
 

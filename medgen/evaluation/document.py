@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,14 @@ import torch
 
 import medgen
 from medgen.core.errors import MedgenError
+from medgen.core.page import png
 from medgen.core.volume import folder_for
 from medgen.evaluation.cost import Cost
 from medgen.evaluation.section import Section, plain
 from medgen.evaluation.work import Work
 
 FORMAT = 1
-NAMES = ("evaluation.html", "evaluation.json")
+PAGE, PLAIN, FIGURES = "evaluation.html", "evaluation.json", "figures"
 
 
 def document(work: Work, sections: Sequence[Section]) -> dict[str, Any]:
@@ -38,7 +39,13 @@ def document(work: Work, sections: Sequence[Section]) -> dict[str, Any]:
             **counts,
         },
         "n": {**counts, **({"samples": work.samples} if work.kind == "synthesis" else {"draws": work.draws})},
-        "settings": {"seed": work.seed, "draws": work.draws, "samples": work.samples, "given": plain(dict(work.given)), "quick": work.quick},
+        "settings": {
+            "seed": work.seed,
+            "draws": work.draws,
+            "samples": work.samples,
+            "given": plain(dict(work.given)),
+            "quick": work.quick,
+        },
         "cost": cost(work.costs()),
         "versions": versions(),
         "sections": {section.name: section.to_dict() for section in sections},
@@ -87,7 +94,7 @@ def versions() -> dict[str, str]:
     return {"medgen": medgen.__version__, "python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
 
 
-def free_paths(folder: str | Path, names: Sequence[str] = NAMES, overwrite: bool = False) -> list[Path]:
+def free_paths(folder: str | Path, names: Sequence[str] = (PAGE, PLAIN, FIGURES), overwrite: bool = False) -> list[Path]:
     """The report's files, refused where they exist; the folder is made.
 
     Raises:
@@ -99,6 +106,21 @@ def free_paths(folder: str | Path, names: Sequence[str] = NAMES, overwrite: bool
             raise MedgenError(f"{path} exists; choose another folder or pass --overwrite, which also uses what was made for it")
     folder_for(Path(folder))
     return paths
+
+
+def write(told: Any, html: str, figures: Mapping[str, np.ndarray], paths: Sequence[Path]) -> None:
+    """The page, the JSON without NaN, and its pictures alone, for slides and papers.
+
+    Args:
+        figures: name of a file -> (H, W) or (H, W, 3) uint8.
+        paths: of `free_paths`.
+    """
+    paths[0].write_text(html, encoding="utf-8")
+    for old in paths[2].glob("*.png"):
+        old.unlink()
+    for name, picture in figures.items():
+        (folder_for(paths[2]) / f"{name}.png").write_bytes(png(picture))
+    paths[1].write_text(as_json(told), encoding="utf-8")
 
 
 def as_json(told: Any) -> str:

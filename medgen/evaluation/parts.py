@@ -61,7 +61,7 @@ def chosen(names: Sequence[str] | None) -> tuple[Part, ...]:
     return PARTS if not names else tuple(part for part in PARTS if part.name in names)
 
 
-def run(work: Work, parts: Sequence[Part], told: Told | None = None) -> list[Section]:
+def measured(work: Work, parts: Sequence[Part], told: Told | None = None) -> list[Section]:
     """Every part's section. One that is missing or fails is a section that says so, and is tried again next time."""
     sections = []
     for done, part in enumerate(parts, 1):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor, nan_to_num, nonzero
@@ -14,23 +15,38 @@ LARGEST = 256  # pixels of a column's longer side
 PARTS = (0.35, 0.5, 0.65)  # of the body's extent, where a volume is cut
 
 
-def case_picture(
-    images: Mapping[str, Tensor], mask: Tensor, subject: str, data_range: float = 2.0, axis: int = 2, parts: Sequence[float] = PARTS
-) -> np.ndarray:
-    """One case, (H, W, 3) uint8: a row for each height, a column for each image, and the signed difference of result and target.
+@dataclass(frozen=True)
+class Cut:
+    """One case in one plane.
 
-    Args:
+    Attributes:
+        name: written beside the row.
         images: title -> (1, C, *S); the last but one is the target, the last the result.
-        mask: (1, 1, *S) bool, the body.
-        axis: spatial axis that is cut.
+        height: index along the spatial axis that is cut; of a picture it does not matter.
     """
+
+    name: str
+    images: Mapping[str, Tensor]
+    height: int
+
+
+def cases_picture(cuts: Sequence[Cut], axis: int, data_range: float = 2.0) -> np.ndarray:
+    """(H, W, 3) uint8: a row for each cut, a column for each image, and the signed difference of result and target."""
     rows, edge = [], data_range / 4
-    for height in heights(mask[0, 0], axis, parts):
-        planes = [plane(image, axis, height) for image in images.values()]
+    for cut in cuts:
+        planes = [plane(image, axis, cut.height) for image in cut.images.values()]
         difference = planes[-1] - planes[-2]
         difference = difference.mean(-1) if difference.ndim == 3 else difference
         rows.append([*(small(gray(p, -data_range / 2, data_range / 2)) for p in planes), small(signed(difference, edge))])
-    return lettered(rows, [*images, f"difference (+-{edge:g})"], [subject, *[""] * (len(rows) - 1)])
+    return lettered(rows, [*cuts[0].images, f"difference (+-{edge:g})"], [cut.name for cut in cuts])
+
+
+def worst_height(error: Tensor, mask: Tensor, axis: int) -> int:
+    """The plane with the largest sum of squares of `error` (1, C, *S) inside `mask` (1, 1, *S)."""
+    if mask.ndim == 4:
+        return 0
+    squares = (error.square().sum(1, keepdim=True) * mask)[0, 0]
+    return int(squares.sum([a for a in range(3) if a != axis]).argmax())
 
 
 def heights(mask: Tensor, axis: int, parts: Sequence[float] = PARTS) -> list[int]:

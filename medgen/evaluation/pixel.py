@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from medgen.core.errors import MedgenError
 from medgen.evaluation.baselines import Baseline, baselines
-from medgen.evaluation.pictures import case_picture, seen
+from medgen.evaluation.pictures import Cut, cases_picture, heights, seen, worst_height
 from medgen.evaluation.section import Estimate, Figure, Level, Section, Table, skipped
 from medgen.evaluation.work import AIR, Case, Work
 from medgen.metrics.pixel import RADIUS, mae, nmse, psnr, ssim_map
@@ -56,19 +56,6 @@ def section(work: Work) -> Section:
     made.worst = [(row.subject, f"{_told(row)} in the body") for row in ranked(rows)[:SHOWN]]
     made.figures = _figures(work, rows)
     return made
-
-
-def measured(predict: Callable[[Case], Tensor], cases: Iterable[Case]) -> list[Row]:
-    """The rows of a method that is no model under evaluation: `predict` gives (1, C, *S) in network units.
-
-    Raises:
-        MedgenError: no cases; a prediction on another grid or with values that are not finite.
-    """
-    with torch.no_grad():
-        rows = [row for case in cases for row in score_case(predict(case), case)]
-    if not rows:
-        raise MedgenError("there is nothing to evaluate: the list of cases is empty")
-    return rows
 
 
 def score_case(image: Tensor, case: Case) -> list[Row]:
@@ -210,18 +197,20 @@ def _cases(rows: Sequence[Row]) -> Table:
 
 
 def _figures(work: Work, rows: Sequence[Row]) -> list[Figure]:
-    """The worst cases, the middle one and the best one."""
+    """The worst cases, the middle one and the best one, each in its worst plane; and the worst one at three heights."""
     order = ranked(rows)
-    places = dict.fromkeys([*range(min(SHOWN, len(order))), len(order) // 2, len(order) - 1])
     axis = 2 if work.model.contract.slice_axis is None else work.model.contract.slice_axis
-    figures = []
-    for place in sorted(places):
-        row, case = order[place], work.case(order[place].number)
+    cuts, title = [], "Worst cases, a middle one and the best one" if len(order) > SHOWN else "All cases, the worst first"
+    for place in dict.fromkeys([*range(min(SHOWN, len(order))), len(order) // 2, len(order) - 1]):
+        case = work.case(order[place].number)
         made = work.made(case)
         images = shown(work, case, made.view, {"truth": case.target, "result": made.image})
-        which = "Worst" if place < min(SHOWN, len(order) - 1) else "Best" if place == len(order) - 1 else "Middle"
-        title = f"{which if len(order) > 1 else 'The'} case: {case.subject}, {_told(row)}"
-        figures.append(Figure(title, case_picture(images, case.body, case.subject, DATA_RANGE, axis), PICTURE))
+        cuts.append(Cut(case.subject, images, worst_height(made.image - case.target, case.body, axis)))
+        if place == 0 and case.body.ndim == 5:
+            tall = [Cut(case.subject if not i else "", images, height) for i, height in enumerate(heights(case.body[0, 0], axis))]
+    figures = [Figure(title, cases_picture(cuts, axis, DATA_RANGE), f"Each is cut where its error is largest. {PICTURE}")]
+    if order and cuts[0].images["truth"].ndim == 5:
+        figures.append(Figure(f"The worst case, {order[0].subject}, at three heights", cases_picture(tall, axis, DATA_RANGE), PICTURE))
     return figures
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -27,6 +26,7 @@ from medgen.data.options import Keep, Options
 from medgen.data.planes import plane_of
 from medgen.data.readers import parted, read
 from medgen.evaluation.cost import Cost, Measured
+from medgen.evaluation.made import Made, load, save, written
 from medgen.evaluation.masks import body_mask
 from medgen.inference import Pretrained
 
@@ -34,27 +34,6 @@ _BATCH = 8  # samples drawn at once
 _PATIENCE = 7200.0  # seconds that a process waits for another's sample
 AIR = -500.0  # HU: between lung and fat
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class Made:
-    """A model's answer for one case, on the model's grid in network units.
-
-    Attributes:
-        image: (1, C, *S), the mean of the draws.
-        std: (1, C, *S) over the draws; None for one draw.
-        draws: (D, C, *S); None where they were not kept.
-        view: (1, C, *S) what a measurement alone shows; None for a translation.
-        residual: of a reconstruction, over the noise; None for a translation.
-        cost: what it took.
-    """
-
-    image: Tensor
-    std: Tensor | None = None
-    draws: Tensor | None = None
-    view: Tensor | None = None
-    residual: float | None = None
-    cost: Cost = field(default_factory=Cost)
 
 
 @dataclass(frozen=True)
@@ -182,8 +161,8 @@ class Work:
         """
         path = self._answer_path(case.number)
         if not path.exists():
-            _saved(path, self._make(case))
-        return _loaded(path, draws)
+            save(path, self._make(case))
+        return load(path, draws)
 
     def make_all(self, progress: Progress | None = None) -> None:
         """This process's share of the answers, or of the samples: every `places`-th, so that the parts find them all."""
@@ -201,18 +180,22 @@ class Work:
         self._draw(progress)
         return torch.stack([self._sample(number) for number in range(self.samples)])
 
+    def sample_labels(self, numbers: Sequence[int] | None = None) -> dict[str, Tensor]:
+        """The label maps that samples are drawn for, by name: (N, *S) integers, from cases that are spread evenly over the split."""
+        cases = self.data.split(self.split)
+        places = [i * len(cases) // self.samples for i in (range(self.samples) if numbers is None else numbers)]
+        drawn = [cases.case(place, np.random.default_rng(0)) for place in places]
+        return {name: torch.from_numpy(np.stack([case[name][0] for case in drawn])) for name in self.model.task.labels}
+
     def costs(self) -> list[Cost]:
         """What each answer took; of samples, what each batch took, per sample."""
         if self.kind == "synthesis":
             return [Cost(**json.loads(path.read_text())) for path in sorted(self.kept.glob("cost_*.json"))]
-        return [_loaded(self._answer_path(number), images=False).cost for number in range(len(self))]
+        return [load(self._answer_path(number), images=False).cost for number in range(len(self))]
 
     def reals(self, split: str) -> Tensor:
         """The target's images of a split as training sees them: (N, C, *S)."""
-        cases = self.data.split(split)
-        rng = np.random.default_rng(0)
-        rows = [cases.case(i, rng) for i in range(len(cases))]
-        return torch.from_numpy(np.stack([np.concatenate([row[c] for c in self.model.task.target]) for row in rows]))
+        return real_images(self.data, split, self.model.task.target)
 
     def subjects(self, split: str) -> list[str]:
         """The subject of each of `reals`."""
@@ -224,18 +207,10 @@ class Work:
         """The manifest as the model's own training would read its targets."""
         contract = self.model.contract
         rules = {c: {k: v for k, v in contract.intensity[c].items() if k != "typical"} for c in contract.target}
+        labels = self.model.task.labels if self._own_labels else {}
         options = Options(keep=Keep(str(self.folder / "work" / "store")))
-        return FileData(
-            str(self.manifest.path), rules, contract.size, spacing=contract.spacing, slice_axis=contract.slice_axis, options=options
-        )
-
-    def network_units(self, volume: Volume) -> Tensor:
-        """A generated volume back in network units, without the thin axis of a slice: (C, *S)."""
-        contract = self.model.contract
-        array = np.stack([contract.map_of(c).forward(volume.array[i], **contract.typical(c)) for i, c in enumerate(contract.target)])
-        if contract.slice_axis is not None and volume.affine is not None:
-            array = array.squeeze(contract.slice_axis + 1)
-        return torch.from_numpy(np.ascontiguousarray(array, np.float32))
+        place = {"spacing": contract.spacing, "slice_axis": contract.slice_axis}
+        return FileData(str(self.manifest.path), rules, contract.size, labels, **place, options=options)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -273,13 +248,27 @@ class Work:
         for first in range(0, len(missing), _BATCH):
             numbers = missing[first : first + _BATCH]
             with Measured(self.model.model, self.model.device) as measured:
-                volumes = self.model.generate(self.samples, self.seed, self._conditions(), only=numbers, batch=_BATCH)
+                volumes = self._generated(numbers)
             for number, volume in zip(numbers, volumes, strict=True):
-                _written(self._sample_path(number), lambda file, v=volume: np.save(file, self.network_units(v).numpy()))
+                written(self._sample_path(number), lambda file, v=volume: np.save(file, network_units(self.model, v).numpy()))
             cost = replace(measured.cost, seconds=measured.cost.seconds / len(numbers))
-            _written(self.kept / f"cost_{numbers[0]:05d}.json", lambda file, c=cost: file.write(json.dumps(vars(c)).encode()))
+            written(self.kept / f"cost_{numbers[0]:05d}.json", lambda file, c=cost: file.write(json.dumps(vars(c)).encode()))
             if progress:
                 progress(len(own) - len(missing) + first + len(numbers), len(own))
+
+    def _generated(self, numbers: Sequence[int]) -> list[Volume]:
+        """These of the samples; where each is drawn for a label map of its own, one at a time."""
+        conditions = self._conditions()
+        if not self._own_labels:
+            return self.model.generate(self.samples, self.seed, conditions, only=numbers, batch=_BATCH)
+        labels = {number: {name: maps[0].numpy() for name, maps in self.sample_labels([number]).items()} for number in numbers}
+        return [self.model.generate(self.samples, self.seed, conditions | labels[i], only=[i])[0] for i in numbers]
+
+    @property
+    def _own_labels(self) -> bool:
+        """Whether samples are drawn for the label maps of the split, each for another."""
+        labels = self.model.task.labels
+        return bool(labels) and not set(labels) & set(self.given) and set(labels) <= set(self.manifest.columns)
 
     def _answer_path(self, number: int) -> Path:
         return self.kept / f"{number:05d}.npz"
@@ -322,7 +311,7 @@ class Work:
     def _conditions(self) -> dict[str, Any]:
         """For the samples the attributes of the split's rows, in turn, so that both have the same mixture; what is given wins."""
         rows = [self._row_attributes(row) for row in self.manifest.split(self.split).rows]
-        drawn = {name: [rows[i % len(rows)][name] for i in range(self.samples)] for name in rows[0]}
+        drawn: dict[str, Any] = {name: [rows[i % len(rows)][name] for i in range(self.samples)] for name in rows[0]}
         return drawn | dict(self.given)
 
     def _row_attributes(self, row: Mapping[str, str]) -> dict[str, int | float]:
@@ -360,6 +349,22 @@ class Work:
         return torch.from_numpy(np.ascontiguousarray(self.model.regridded(volume, labels=True).array)).long()[None]
 
 
+def real_images(data: FileData, split: str, channels: Sequence[str]) -> Tensor:
+    """All cases of a split, (N, C, *S)."""
+    cases, rng = data.split(split), np.random.default_rng(0)
+    rows = (cases.case(i, rng) for i in range(len(cases)))
+    return torch.from_numpy(np.stack([np.concatenate([row[c] for c in channels]) for row in rows]))
+
+
+def network_units(model: Pretrained, volume: Volume) -> Tensor:
+    """A generated volume back in network units, without the thin axis of a slice: (C, *S)."""
+    contract = model.contract
+    array = np.stack([contract.map_of(c).forward(volume.array[i], **contract.typical(c)) for i, c in enumerate(contract.target)])
+    if contract.slice_axis is not None and volume.affine is not None:
+        array = array.squeeze(contract.slice_axis + 1)
+    return torch.from_numpy(np.ascontiguousarray(array, np.float32))
+
+
 def _summed(draws: Tensor) -> dict[str, Any]:
     """Mean and standard deviation of draws (D, C, *S)."""
     std = draws.std(0, keepdim=True) if len(draws) > 1 else None
@@ -378,26 +383,3 @@ def _fingerprint(model: nn.Module) -> str:
     for name, value in sorted(model.state_dict().items()):
         state.update(name.encode() + value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return state.hexdigest()[:16]
-
-
-def _saved(path: Path, made: Made) -> None:
-    arrays = {name: value.numpy() for name, value in vars(made).items() if isinstance(value, Tensor)}
-    told = json.dumps({"residual": made.residual, "cost": vars(made.cost)})
-    _written(path, lambda file: np.savez(file, told=told, **arrays))
-
-
-def _loaded(path: Path, draws: bool = False, images: bool = True) -> Made:
-    """An answer without its single draws, or without any image (the cost alone), unless they are asked for."""
-    with np.load(path, allow_pickle=False) as file:
-        told = json.loads(str(file["told"]))
-        wanted = [name for name in file.files if name != "told" and (draws or name != "draws")]
-        arrays = {name: torch.from_numpy(file[name]) for name in wanted} if images else {"image": torch.empty(0)}
-        return Made(**arrays, residual=told["residual"], cost=Cost(**told["cost"]))
-
-
-def _written(path: Path, write: Callable[[Any], None]) -> None:
-    """Whole or not at all, so that an interrupted evaluation finds no half answer."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with partial.open("wb") as file:
-        write(file)
-    os.replace(partial, path)
