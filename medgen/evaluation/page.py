@@ -85,13 +85,7 @@ def _how_sure(told: Mapping[str, Any], sections: Sequence[Section]) -> str:
         said += f" {n} are few: the intervals are rough."
     done = sum(not section.skipped for section in sections)
     seed = f"{done} of {len(sections)} parts were measured. Seed {told['settings']['seed']}: run again, it gives the same numbers."
-    first = next((value for s in sections for value in _estimates(s) if value.interval is not None), None)
-    bar = f"<p>{escape(str(first))}{interval(first, [first])}</p>" if first else ""
-    return _card("How sure", f"<p>{said}</p>{bar}<p class=soft>{seed}</p>")
-
-
-def _estimates(section: Section) -> list[Estimate]:
-    return [cell for shown in section.tables[:1] for row in shown.rows for cell in row if isinstance(cell, Estimate)]
+    return _card("How sure", f"<p>{said}</p><p class=soft>{seed}</p>")
 
 
 def _what_went_wrong(sections: Sequence[Section]) -> str:

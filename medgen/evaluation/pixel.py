@@ -4,26 +4,42 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from medgen.core.errors import MedgenError
 from medgen.evaluation.baselines import Baseline, baselines
-from medgen.evaluation.pictures import Cut, cases_picture, heights, seen, worst_height
+from medgen.evaluation.pictures import Cut, cases_picture, coloured, heights, seen, worst_height
 from medgen.evaluation.section import Estimate, Figure, Level, Section, Table, skipped
 from medgen.evaluation.work import AIR, Case, Work
-from medgen.metrics.pixel import RADIUS, mae, nmse, psnr, ssim_map
+from medgen.metrics.panel import METRICS, all_pixel
 from medgen.metrics.statistics import summarise
 
 NAME, TITLE = "pixel", "Fidelity to the truth, voxel by voxel"
 DATA_RANGE, ZERO = 2.0, -1.0  # of network units: their full range, and the value of no signal
 ONE_SUBJECT = "one subject: the value, no interval, because one subject cannot tell how much subjects differ"
-NOT_FINITE = "no mean: of a volume the PSNR is infinite (equal images) or the SSIM is not defined (an axis shorter than its window)"
-METRICS = {"psnr": ("PSNR", "dB"), "ssim": ("SSIM", ""), "nmse": ("NMSE", ""), "mae": ("MAE", "")}
+NOT_FINITE = "no mean: of a volume it is infinite (equal images) or not defined (an axis shorter than its window, no signal in the region)"
+HEADS = {
+    "psnr": "PSNR",
+    "ssim": "SSIM",
+    "ms_ssim": "MS-SSIM",
+    "haarpsi": "HaarPSI",
+    "mae": "MAE",
+    "nmse": "NMSE",
+    "me": "ME (bias)",
+    "relative_error": "relative error",
+    "gradient_error": "gradient error",
+    "hfen": "HFEN",
+    "spectral_error": "spectral error",
+    "detail_power": "fine detail",
+}
+MAIN, KINDS = list(HEADS)[:6], list(HEADS)[6:]
 PICTURE = "Grey from -1 to 1 in network units, the same for all. Difference: red is too bright, blue too dark, by a quarter of that range."
+BLURRED = -3.0  # dB of fine detail: half of the power
 SHOWN = 3  # the worst cases; the middle and the best one beside them
 
 
@@ -35,64 +51,67 @@ class Row:
     subject: str
     region: str
     values: dict[str, float]
+    unit: str = ""  # of intensities, where they have one
 
 
 def section(work: Work) -> Section:
     """Scores of a translation or a reconstruction, beside its baselines, with the worst cases shown."""
     if work.kind == "synthesis":
         return skipped(NAME, TITLE, "Samples have no truth to be compared with voxel by voxel: see their distance to real images.")
-    rivals = baselines(work)
+    rivals, unit = baselines(work), unit_of(work)
     rows: list[Row] = []
     others: dict[str, list[Row]] = {rival.name: [] for rival in rivals}
     for case in work.cases():
         made = work.made(case)
-        rows += score_case(made.image, case)
+        rows += score_case(made.image, case, unit)
         for rival in rivals:
-            others[rival.name] += score_case(rival.predict(case, made), case)
-    made = Section(NAME, TITLE, numbers={**summary(rows), "baselines": {name: summary(found) for name, found in others.items()}})
-    made.protocol = protocol(work)
-    _judge(made, rows, others, rivals)
-    made.tables = [_table(rows), _beside(rows, others, rivals), _cases(rows)]
-    made.worst = [(row.subject, f"{_told(row)} in the body") for row in ranked(rows)[:SHOWN]]
-    made.figures = _figures(work, rows)
-    return made
+            others[rival.name] += score_case(rival.predict(case, made), replace(case, regions={}), unit)
+    told = Section(NAME, TITLE, numbers={**summary(rows), "baselines": {name: summary(found) for name, found in others.items()}})
+    told.protocol = protocol(work)
+    _judge(told, rows, others, rivals)
+    told.tables = [_table(rows, MAIN, "Mean over subjects, by region"), _beside(rows, others, rivals)]
+    told.tables += [_table(rows, KINDS, "What kind of error it is"), _cases(rows)]
+    told.worst = [(row.subject, f"{_told(row)} in the body") for row in ranked(rows)[:SHOWN]]
+    told.figures = _figures(work, rows)
+    return told
 
 
-def score_case(image: Tensor, case: Case) -> list[Row]:
+@dataclass(frozen=True)
+class Unit:
+    """What one network unit is worth: Hounsfield units for CT; of other images there is no scale that all share."""
+
+    name: str = ""
+    size: float = 1.0
+    colours: bool = False
+
+
+def unit_of(work: Work) -> Unit:
+    """Of the model's target."""
+    contract = work.model.contract
+    rules = [contract.intensity[channel] for channel in contract.target]
+    if all(rule["name"] == "ct_hu" for rule in rules):
+        ends = contract.map_of(contract.target[0]).fit(np.zeros(1))
+        return Unit("HU", (ends["high"] - ends["low"]) / 2)
+    return Unit(colours=coloured(contract.target))
+
+
+def score_case(image: Tensor, case: Case, unit: Unit | None = None) -> list[Row]:
     """All metrics of one volume (1, C, *S), in the body, in the whole image and in every class of its label maps.
 
     Raises:
         MedgenError: another grid than the target's, or values that are not finite.
     """
-    image = image.to(case.target)
+    image, unit = image.to(case.target), unit or Unit()
     if image.shape != case.target.shape:
         raise MedgenError(f"{case.subject}: the prediction has shape {tuple(image.shape)}, the target {tuple(case.target.shape)}")
     if not bool(torch.isfinite(image).all()):
         raise MedgenError(f"{case.subject}: the prediction holds NaN or infinite values; the model has diverged or its input is broken")
-    similar = ssim_map(image, case.target, DATA_RANGE) if min(case.target.shape[2:]) > 2 * RADIUS else None
-    regions: dict[str, Tensor | None] = {"body": case.body, "whole": None}
+    regions = {"body": case.body}
     for name, labels in case.regions.items():
         regions |= {f"{name}={k}": labels == k for k in labels.unique().tolist() if k}
-    return [Row(case.number, case.subject, name, _scores(image, case.target, similar, mask)) for name, mask in regions.items()]
-
-
-def _scores(image: Tensor, target: Tensor, similar: Tensor | None, mask: Tensor | None) -> dict[str, float]:
-    values = {"psnr": float(psnr(image, target, DATA_RANGE, mask)), "ssim": math.nan}
-    if similar is not None:
-        where = (_interior(target) if mask is None else mask).expand_as(similar)
-        values["ssim"] = float(similar[where].double().mean())
-    try:
-        values["nmse"] = float(nmse(image, target, DATA_RANGE, mask, zero=ZERO))
-    except MedgenError:  # a region without signal
-        values["nmse"] = math.nan
-    return values | {"mae": float(mae(image, target, DATA_RANGE, mask))}
-
-
-def _interior(target: Tensor) -> Tensor:
-    """(1, 1, *S) bool: the voxels whose window lies inside the image."""
-    inside = torch.zeros((1, 1, *target.shape[2:]), dtype=torch.bool)
-    inside[(..., *(slice(RADIUS, n - RADIUS) for n in target.shape[2:]))] = True
-    return inside
+    panel = all_pixel(image, case.target, DATA_RANGE, regions, ZERO, unit.size, unit.colours)
+    scores = {name: {metric: float(value) for metric, value in values.items()} for name, values in panel.values.items()}
+    return [Row(case.number, case.subject, name, scores[name], unit.name) for name in ("body", "whole", *list(regions)[1:])]
 
 
 def summary(rows: Sequence[Row]) -> dict[str, Any]:
@@ -113,7 +132,7 @@ def estimate(rows: Sequence[Row], region: str, metric: str) -> Estimate:
     found = _metric([r.values[metric] for r in own], [r.subject for r in own])
     mean = math.nan if found["mean"] is None else found["mean"]
     interval = None if found["interval"] is None else tuple(found["interval"])
-    return Estimate(mean, interval, len({r.subject for r in own}), METRICS[metric][1], found["reason"] or "")
+    return Estimate(mean, interval, len({r.subject for r in own}), _unit(metric, own), found["reason"] or "")
 
 
 def difference(rows: Sequence[Row], others: Sequence[Row], metric: str, region: str = "body") -> Estimate | None:
@@ -124,7 +143,12 @@ def difference(rows: Sequence[Row], others: Sequence[Row], metric: str, region: 
     if not all(map(math.isfinite, gaps)):
         return None
     found = summarise(gaps, [row.subject for row in own])
-    return Estimate(found.mean, found.interval, found.subjects, METRICS[metric][1], ONE_SUBJECT if found.interval is None else "")
+    return Estimate(found.mean, found.interval, found.subjects, _unit(metric, own), ONE_SUBJECT if found.interval is None else "")
+
+
+def _unit(metric: str, rows: Sequence[Row]) -> str:
+    unit = METRICS[metric].unit
+    return rows[0].unit if unit == "intensity" else unit
 
 
 def ranked(rows: Sequence[Row]) -> list[Row]:
@@ -143,8 +167,8 @@ def protocol(work: Work) -> dict[str, str]:
         "unit": "one score per volume over all its voxels at once; the mean is over subjects, the 95 % interval resamples subjects",
         "scale": f"normalised units of the target, data_range {DATA_RANGE:g}; nothing is clipped or rescaled to the target",
         "body": body,
-        "ssim": "Gaussian window of 11 taps, sigma 1.5, over all axes; in a region: the map's mean; whole: less a border of 5 voxels",
-        "nmse": f"squared error over squared signal, signal counted from {ZERO:g}",
+        **{HEADS[name]: metric.meaning for name, metric in METRICS.items()},
+        "signal": f"NMSE and relative error count it from {ZERO:g}, the value of air and of no signal",
         "grid": f"{contract.orientation}, spacing {contract.spacing} mm, slices along axis {contract.slice_axis}",
         "draws": f"the mean of {work.draws} draws per case is scored" if work.draws > 1 else "one draw per case",
     }
@@ -153,47 +177,55 @@ def protocol(work: Work) -> dict[str, str]:
     return told
 
 
-def _judge(made: Section, rows: Sequence[Row], others: Mapping[str, Sequence[Row]], rivals: Sequence[Baseline]) -> None:
-    """The verdict: how far above the best baseline, and whether the interval says so."""
+def _judge(told: Section, rows: Sequence[Row], others: Mapping[str, Sequence[Row]], rivals: Sequence[Baseline]) -> None:
+    """The verdict: how far above the best baseline, whether the interval says so, and whether it is blurred."""
     own = estimate(rows, "body", "psnr")
-    made.verdict = f"PSNR {own} in the body." if math.isfinite(own.value) else "A volume equals its target: the PSNR is infinite."
+    told.verdict = f"PSNR {own} in the body." if math.isfinite(own.value) else "A volume equals its target: the PSNR is infinite."
     gaps = {rival: difference(rows, others[rival.name], "psnr") for rival in rivals}
     known = {rival: gap for rival, gap in gaps.items() if gap is not None}
-    if not known:
-        return
-    rival, gap = min(known.items(), key=lambda item: item[1].value)
-    made.numbers["above_baseline"] = {"baseline": rival.name, "psnr": gap}
+    if known:
+        rival, gap = min(known.items(), key=lambda item: item[1].value)
+        told.numbers["above_baseline"] = {"baseline": rival.name, "psnr": gap}
+        told.verdict += f" {_against(gap, rival.title)}"
+        sure = gap.interval is not None
+        ends = gap.interval or (gap.value, gap.value)
+        told.level = Level.BAD if ends[1] < 0 else Level.GOOD if sure and ends[0] > 0 else Level.WATCH
+    fine = estimate(rows, "body", "detail_power").value
+    if fine < BLURRED:
+        told.verdict += f" It is blurred: fine detail has {-fine:.2g} dB less power than the truth's."
+        told.level = Level.WATCH if told.level == Level.GOOD else told.level
+    if own.n == 1:
+        told.verdict += " One subject: how much subjects differ is not known."
+
+
+def _against(gap: Estimate, title: str) -> str:
+    """A difference in PSNR as a sentence."""
+    if gap.interval is not None and gap.interval[0] <= 0 <= gap.interval[1]:
+        return f"{title[:1].upper()}{title[1:]} does about as well (difference {gap})."
     size = Estimate(abs(gap.value), gap.interval and tuple(sorted(abs(end) for end in gap.interval)), unit="dB")
-    if gap.interval is None or gap.interval[0] > 0 or gap.interval[1] < 0:
-        made.verdict += f" That is {size} {'above' if gap.value > 0 else 'below'} {rival.title}."
-    else:
-        made.verdict += f" {rival.title[:1].upper()}{rival.title[1:]} does about as well (difference {gap})."
-    if gap.interval is None:
-        made.level = Level.WATCH if gap.value > 0 else Level.BAD
-        made.verdict += " One subject: how much subjects differ is not known."
-    else:
-        made.level = Level.GOOD if gap.interval[0] > 0 else Level.BAD if gap.interval[1] < 0 else Level.WATCH
+    return f"That is {size} {'above' if gap.value > 0 else 'below'} {title}."
 
 
-def _table(rows: Sequence[Row]) -> Table:
+def _table(rows: Sequence[Row], metrics: Sequence[str], title: str) -> Table:
     regions = list(dict.fromkeys(row.region for row in rows))
-    cells = [[region, *(estimate(rows, region, metric) for metric in METRICS)] for region in regions]
-    heads = [title for title, _ in METRICS.values()]
-    return Table(
-        "Mean over subjects, by region", ["region", *heads], cells, "95 % intervals resample subjects; a class's n counts who has it"
-    )
+    known = [metric for metric in metrics if any(math.isfinite(row.values[metric]) for row in rows)]
+    cells = [[region, *(estimate(rows, region, metric) for metric in known)] for region in regions]
+    note = "95 % intervals resample subjects; of a class, those who have it."
+    if metrics is KINDS:
+        note = " ".join(f"{HEADS[m][:1].upper()}{HEADS[m][1:]}: {METRICS[m].meaning}." for m in known)
+    return Table(title, ["region", *(HEADS[m] for m in known)], cells, note)
 
 
 def _beside(rows: Sequence[Row], others: Mapping[str, Sequence[Row]], rivals: Sequence[Baseline]) -> Table:
     methods = {"the model": rows, **{rival.title: others[rival.name] for rival in rivals}}
-    cells = [[name, *(estimate(found, "body", metric) for metric in METRICS)] for name, found in methods.items()]
+    cells = [[name, *(estimate(found, "body", metric) for metric in MAIN)] for name, found in methods.items()]
     note = "Baselines need no network; a fit is made on the training split." if rivals else "No baseline applies here."
-    return Table("In the body, beside what needs no learning", ["method", *(t for t, _ in METRICS.values())], cells, note)
+    return Table("In the body, beside what needs no learning", ["method", *(HEADS[m] for m in MAIN)], cells, note)
 
 
 def _cases(rows: Sequence[Row]) -> Table:
-    cells = [[row.subject, *(row.values[metric] for metric in METRICS)] for row in ranked(rows)]
-    return Table("Every volume in the body, the worst first", ["subject", *(title for title, _ in METRICS.values())], cells)
+    cells = [[row.subject, *(row.values[metric] for metric in MAIN)] for row in ranked(rows)]
+    return Table("Every volume in the body, the worst first", ["subject", *(HEADS[m] for m in MAIN)], cells)
 
 
 def _figures(work: Work, rows: Sequence[Row]) -> list[Figure]:

@@ -13,9 +13,7 @@ WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # their section 3.2, the fin
 
 
 @torch.no_grad()
-def ms_ssim(
-    x: Tensor, target: Tensor, data_range: float | None = None, mask: Tensor | None = None, scales: int = len(WEIGHTS)
-) -> Tensor:
+def ms_ssim(x: Tensor, target: Tensor, data_range: float | None = None, mask: Tensor | None = None, scales: int = len(WEIGHTS)) -> Tensor:
     """Product over scales of the mean contrast-and-structure, the coarsest one times luminance, each to the power of its weight.
 
     The window of `ssim` at every scale; between scales means of 2 (2D) or 8 (3D) neighbours, an odd last voxel left out. Means are
