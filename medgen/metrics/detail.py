@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -49,57 +50,64 @@ def spectral_error(x: Tensor, target: Tensor, data_range: float | None = None, m
     It compares how much there is of every scale, wherever it is. See `radial_power` for the spectrum and the mask.
     """
     peak = check_pair(x, target, data_range, mask)
-    gaps = [difference(*pair) for pair in _spectra(x, target, peak, mask)]
-    return torch.stack([gap.square().mean().sqrt() for gap in gaps])
+    return torch.stack([gap.square().mean().sqrt() for gap in _gaps(x, target, peak, mask)])
 
 
 @torch.no_grad()
 def detail_power(x: Tensor, target: Tensor, data_range: float | None = None, mask: Tensor | None = None) -> Tensor:
     """Mean difference in dB of the same spectra above 0.25 cycles per voxel: negative is too smooth, positive is noise or invention."""
     peak = check_pair(x, target, data_range, mask)
-    return torch.stack([upper_mean(difference(*pair)) for pair in _spectra(x, target, peak, mask)])
+    return torch.stack([upper_mean(gap) for gap in _gaps(x, target, peak, mask)])
 
 
-def difference(x: Tensor, target: Tensor) -> Tensor:
-    """10 log10 of the ratio of two radial powers (bins,)."""
-    return 10 * torch.log10(x / target)
+def spectral_gap(x: Tensor, target: Tensor, peak: float) -> Tensor:
+    """Difference in dB of the radial powers of x and target (C, *S), (rings,)."""
+    powers = radial_power([x, target], peak)
+    return 10 * torch.log10(powers[0] / powers[1])
 
 
 def upper_mean(gap: Tensor) -> Tensor:
-    """Mean of a difference (bins,) above a quarter cycle per voxel."""
+    """Mean of a difference (rings,) above a quarter cycle per voxel."""
     edges = torch.arange(1, len(gap) + 1, device=gap.device) * (0.5 / len(gap))
     return gap[edges > UPPER].mean()
 
 
-def radial_power(image: Tensor, peak: float) -> Tensor:
-    """Power of (C, *S), in units of `peak` squared, in rings of equal width from the first frequency to 0.5 cycles per voxel.
+def radial_power(images: Sequence[Tensor], peak: float) -> Tensor:
+    """Power of each of the images (C, *S) of one shape, in units of `peak` squared, in rings of equal width up to 0.5 cycles per voxel.
 
     The image less its mean, under a Hann window (or the borders would look like detail). There are as many rings as half the
     shortest axis has voxels; the first one (the mean and the slowest waves, which the window mixes) is left out. A floor of 1e-4 of the
-    range is added, so that silence is not compared with silence. (rings,) float64; transforms one whole channel at a time.
+    range is added, so that silence is not compared with silence. (images, rings) float64; holds one channel's transform of all of them.
 
     Raises:
         MedgenError: an axis shorter than 16.
     """
-    shape = image.shape[1:]
+    shape = tuple(images[0].shape[1:])
     if min(shape) < SMALLEST:
-        raise MedgenError(f"a spectrum needs at least {SMALLEST} voxels along each axis, got {tuple(shape)}; leave it out for this region")
-    rings = _rings(tuple(shape), image.device)
+        raise MedgenError(f"a spectrum needs at least {SMALLEST} voxels along each axis, got {shape}; leave it out for this region")
     count = min(shape) // 2
-    power, energy = torch.zeros(count + 1, dtype=torch.float64, device=image.device), 1.0
-    windows = [torch.hann_window(n, dtype=torch.float64, device=image.device) for n in shape]
-    for channel in image:
-        channel = channel - channel.mean(dtype=torch.float64).to(channel.dtype)
-        for axis, w in enumerate(windows):
-            channel = channel * w.to(channel.dtype).reshape([-1 if a == axis else 1 for a in range(len(shape))])
-        spectrum = torch.view_as_real(torch.fft.rfftn(channel if channel.dtype == torch.float64 else channel.float()))
-        for ring, part in zip(rings, spectrum, strict=True):
-            values = part.square().sum(-1).double().flatten()
-            power += torch.bincount(ring.flatten().long(), values, minlength=count + 2)[: count + 1]
-    for w in windows:
-        energy *= float(w.square().sum())
-    counts = sum(torch.bincount(ring.flatten().long(), minlength=count + 2)[: count + 1] for ring in rings)
-    return (power / counts / (len(image) * energy * peak**2))[2:] + FLOOR**2
+    power = torch.zeros(len(images), count + 2, dtype=torch.float64, device=images[0].device)
+    counts = torch.zeros_like(power[0])
+    for channel in range(len(images[0])):
+        spectra = [torch.fft.rfftn(_windowed(image[channel])) for image in images]
+        for ring, *parts in zip(_rings(shape, images[0].device), *spectra, strict=True):
+            counts += torch.bincount(ring, minlength=count + 2)
+            for total, part in zip(power, parts, strict=True):
+                real, imaginary = torch.view_as_real(part).unbind(-1)
+                values = (real * real).addcmul_(imaginary, imaginary).double()
+                total += torch.bincount(ring, values.flatten(), minlength=count + 2)
+    energy = math.prod(float(torch.hann_window(n, dtype=torch.float64).square().sum()) for n in shape)
+    return (power / (counts * energy * peak**2))[:, 2:-1] + FLOOR**2
+
+
+def _windowed(channel: Tensor) -> Tensor:
+    """(*S) less its mean, under the Hann window of each axis."""
+    channel = channel if channel.dtype == torch.float64 else channel.float()
+    channel = channel - channel.mean()
+    for axis, n in enumerate(channel.shape):
+        w = torch.hann_window(n, dtype=channel.dtype, device=channel.device)
+        channel *= w.reshape([-1 if a == axis else 1 for a in range(channel.ndim)])
+    return channel
 
 
 def box_of(mask: Tensor) -> tuple[slice, ...]:
@@ -149,7 +157,10 @@ def _laplacian_maps(a: Tensor, b: Tensor) -> Iterator[tuple[slice, Tensor, Tenso
         yield rows, (first - second).square(), second.square()
 
 
-def _ratio(maps, x: Tensor, target: Tensor, mask: Tensor | None, name: str) -> Tensor:
+Maps = Callable[[Tensor, Tensor], Iterator[tuple[slice, Tensor, Tensor]]]
+
+
+def _ratio(maps: Maps, x: Tensor, target: Tensor, mask: Tensor | None, name: str) -> Tensor:
     """Root of the ratio of two summed maps, per image."""
     found = []
     for i in range(len(x)):
@@ -164,16 +175,17 @@ def _ratio(maps, x: Tensor, target: Tensor, mask: Tensor | None, name: str) -> T
     return torch.stack(found)
 
 
-def _spectra(x: Tensor, target: Tensor, peak: float, mask: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
-    """Radial powers of each pair, of the smallest box around its mask."""
+def _gaps(x: Tensor, target: Tensor, peak: float, mask: Tensor | None) -> Iterator[Tensor]:
+    """The spectral gap of each pair, in the smallest box around its mask."""
     for i in range(len(x)):
         box = (...,) if mask is None else (slice(None), *box_of(mask[i, 0]))
-        yield radial_power(x[i][box], peak), radial_power(target[i][box], peak)
+        yield spectral_gap(x[i][box], target[i][box], peak)
 
 
-def _rings(shape: tuple[int, ...], device: torch.device) -> Tensor:
-    """The ring of every coefficient of a real transform; those beyond 0.5 cycles per voxel share the last number."""
+def _rings(shape: tuple[int, ...], device: torch.device) -> Iterator[Tensor]:
+    """The rings of a real transform's coefficients, one row of its first axis at a time; beyond 0.5 cycles per voxel the last number."""
     count = min(shape) // 2
     axes = [torch.fft.fftfreq(n, device=device) for n in shape[:-1]] + [torch.fft.rfftfreq(shape[-1], device=device)]
-    squares = sum(f.square().reshape([-1 if a == i else 1 for a in range(len(shape))]) for i, f in enumerate(axes))
-    return squares.sqrt_().mul_(2 * count).round_().clamp_(max=count + 1).to(torch.int16)
+    others = sum(f.square().reshape([-1 if a == i else 1 for a in range(1, len(shape))]) for i, f in enumerate(axes[1:], 1))
+    for first in axes[0].square():
+        yield (others + first).sqrt_().mul_(2 * count).round_().clamp_(max=count + 1).long().flatten()

@@ -57,9 +57,9 @@ def haar_scores(x: Tensor, target: Tensor, peak: float, masks: Tensor, zero: flo
     scores = []
     for part in [slice(0, 3)] if rgb else [slice(c, c + 1) for c in range(len(x))]:
         lost, weight = torch.zeros(2, len(masks), dtype=torch.float64, device=x.device)
-        for pair, inside in _planes(x[part], target[part], masks):
+        for pair, inside in _planes(x[part], target[part], masks, zero):
             inside = inside.to(dtype).movedim(1, 0).flatten(2)  # (n, R, pixels): one product per plane
-            for values, weights in _maps((pair.to(dtype) - zero) * (255 / peak)):
+            for values, weights in _maps(pair.to(dtype) * (255 / peak)):
                 columns = torch.stack([(values * weights).flatten(1), weights.flatten(1)], 2)
                 sums = torch.bmm(inside, columns).double().sum(0)
                 lost, weight = lost + sums[:, 0], weight + sums[:, 1]
@@ -67,8 +67,8 @@ def haar_scores(x: Tensor, target: Tensor, peak: float, masks: Tensor, zero: flo
     return torch.stack(scores).mean(0)
 
 
-def _planes(x: Tensor, target: Tensor, masks: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Slabs of planes: both images (2, C, n, H, W), and whether a halved pixel is inside (R, n, H / 2, W / 2)."""
+def _planes(x: Tensor, target: Tensor, masks: Tensor, zero: float) -> Iterator[tuple[Tensor, Tensor]]:
+    """Slabs of halved planes: both images less `zero` (2, C, n, h, w), and whether a pixel is inside (R, n, h, w)."""
     axes = plane_axes(tuple(x.shape[1:]))
     if x.ndim == 3:
         x, target, masks = x[:, None], target[:, None], masks[:, None]
@@ -76,7 +76,20 @@ def _planes(x: Tensor, target: Tensor, masks: Tensor) -> Iterator[tuple[Tensor, 
         a, b, m = (v.movedim(axis + 1, 1) for v in (x, target, masks))
         for start in range(0, a.shape[1], SLAB):
             rows = slice(start, start + SLAB)
-            yield torch.stack([a[:, rows], b[:, rows]]), _any_of_four(m[:, rows])
+            yield torch.stack([_halved(a[:, rows], zero), _halved(b[:, rows], zero)]), _any_of_four(m[:, rows])
+
+
+def _halved(planes: Tensor, zero: float) -> Tensor:
+    """(..., H, W) less `zero` -> means of 2 x 2, with 0 beyond an odd border."""
+    planes = planes if planes.dtype == torch.float64 else planes.float()
+    return _pair_sums(_pair_sums(planes, -2, zero), -1, 0.0).mul_(0.25)
+
+
+def _pair_sums(values: Tensor, axis: int, zero: float) -> Tensor:
+    count = values.shape[axis] // 2
+    first, second = values.narrow(axis, 0, 2 * count).unflatten(axis, (count, 2)).unbind(axis)
+    sums = first + second - 2 * zero if zero else first + second
+    return sums if values.shape[axis] == 2 * count else torch.cat([sums, values.narrow(axis, -1, 1) - zero], axis)
 
 
 def _any_of_four(mask: Tensor) -> Tensor:
@@ -85,11 +98,9 @@ def _any_of_four(mask: Tensor) -> Tensor:
 
 
 def _maps(pair: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """(what the sigmoid loses against equal images, weight), each (n, h, w), of both orientations and of the chroma."""
+    """(what the sigmoid loses against equal images, weight), each (n, h, w), of both orientations and the chroma of (2, C, n, h, w)."""
     if pair.shape[1] == 3:
         pair = torch.einsum("dc,bcnhw->bdnhw", torch.tensor(YIQ, dtype=pair.dtype, device=pair.device), pair)
-    flat = functional.avg_pool2d(pair.flatten(0, 2)[:, None], 2, ceil_mode=True, divisor_override=4)[:, 0]
-    pair = flat.unflatten(0, pair.shape[:3])
     fine, middle, coarse = _coefficients(pair[:, 0])
     weights = torch.maximum(coarse[:, 0], coarse[:, 1])
     for i in range(2):

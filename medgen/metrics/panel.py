@@ -13,7 +13,7 @@ from torch import Tensor
 from medgen.core.errors import MedgenError
 from medgen.metrics import detail
 from medgen.metrics.haar import haar_scores, plane_axes
-from medgen.metrics.pixel import RADIUS, check_pair, factors, interior, windowed
+from medgen.metrics.pixel import check_pair, factors, interior, windowed
 from medgen.metrics.scales import coarse_means, combined, most_scales
 
 
@@ -96,7 +96,7 @@ def all_pixel(
         masks = torch.cat([torch.ones_like(target[i, :1], dtype=torch.bool), *(mask[i] for mask in regions.values())])
         found = _image(x[i], target[i], peak, masks, scales, zero, rgb) | _spectral(x[i], target[i], peak, masks, names)
         found["mae"], found["me"] = found["mae"] * unit, found["me"] * unit
-        empty = ~masks.flatten(1).any(1)
+        empty = torch.tensor([not bool(mask.any()) for mask in masks], device=x.device)
         rows.append({metric: found[metric].masked_fill(empty, math.nan) for metric in METRICS})
     values = {name: {metric: torch.stack([row[metric][k] for row in rows]) for metric in METRICS} for k, name in enumerate(names)}
     return Panel(values, scales, padding_share(target), _protocol(scales, zero, unit, peak))
@@ -125,19 +125,20 @@ def padding_share(target: Tensor) -> Tensor:
         for channel in image:
             border = torch.cat([channel.select(axis, end).flatten() for axis in range(channel.ndim) for end in (0, -1)])
             air = border.median()
-            padded &= (channel == air) & bool((border == air).double().mean() > 0.5)
-        shares.append(padded.double().mean())
-    return torch.stack(shares)
+            padded &= (channel == air) if (border == air).double().mean() > 0.5 else torch.zeros_like(padded)
+        shares.append(int(padded.count_nonzero()) / padded.numel())
+    return torch.tensor(shares, dtype=torch.float64, device=target.device)
 
 
 def _image(x: Tensor, target: Tensor, peak: float, masks: Tensor, scales: int, zero: float, rgb: bool) -> dict[str, Tensor]:
     """(R,) of each metric but the spectral ones."""
     inner = torch.cat([interior(target[None])[0], masks])  # what similarity is averaged over in the whole image, then the regions
-    sums, counts = torch.zeros(11, len(inner), dtype=torch.float64, device=x.device), inner.flatten(1).sum(1).double() * len(x)
+    sums, counts = torch.zeros(11, len(inner), dtype=torch.float64, device=x.device), torch.zeros((), dtype=torch.float64, device=x.device)
     for a, b in zip(x, target, strict=True):
         for rows, maps in _maps(a, b, peak, zero):
             weights = inner[:, rows].flatten(2).movedim(1, 0).to(maps.dtype)
             sums += torch.bmm(maps, weights.mT).double().sum(0)
+            counts = counts + weights.sum(2).double().sum(0)
     whole = sums[:, 1:] / counts[1:]
     similar = torch.cat([sums[:, :1] / counts[0], whole[:, 1:]], 1)[SIMILAR:]
     coarse = coarse_means(x, target, peak, inner, scales) if scales > 1 else []
@@ -158,28 +159,41 @@ def _image(x: Tensor, target: Tensor, peak: float, masks: Tensor, scales: int, z
 
 
 def _maps(a: Tensor, b: Tensor, peak: float, zero: float) -> Iterator[tuple[slice, Tensor]]:
-    """(rows, maps (rows, 11, voxels of a row)) of two images (*S)."""
+    """(rows, maps (rows, 11, voxels of a row)) of two images (*S); the memory of the maps is used again for the next rows."""
     gradients = detail.gradient_maps(a, b)
+    memory = None
     for rows, seen, moments in windowed(a, b, halo=1):
         x, y = a[rows].to(moments.dtype), b[rows].to(moments.dtype)
+        memory = torch.empty(len(x), 11, *x.shape[1:], dtype=x.dtype, device=x.device) if memory is None else memory
+        out = memory[: len(x)].unbind(1)
+        torch.sub(x, y, out=out[ERROR])
+        torch.abs(out[ERROR], out=out[ABSOLUTE])
+        torch.mul(out[ERROR], out[ERROR], out=out[SQUARED])
+        torch.abs(y - zero, out=out[SIGNAL])
+        torch.mul(out[SIGNAL], out[SIGNAL], out=out[POWER])
+        for place, edges in zip((EDGE_ERROR, EDGE), next(gradients)[1:], strict=True):
+            out[place].copy_(edges)
         fine_x, fine = detail.laplacian(moments[:2], rows, seen, len(a))
+        torch.mul(fine_x.sub_(fine), fine_x, out=out[FINE_ERROR])
+        torch.mul(fine, fine, out=out[FINE])
         luminance, structure = factors(moments[:, rows.start - seen.start : rows.stop - seen.start], peak)
-        _, edge_error, edge = next(gradients)
-        error, signal = x - y, (y - zero).abs_()
-        maps = [error, error.abs(), error.square(), signal, signal.square(), edge_error, edge]
-        maps += [(fine_x - fine).square_(), fine.square_(), luminance.mul_(structure), structure]
-        yield rows, torch.stack([m.flatten(1).to(moments.dtype) for m in maps], 1)
+        torch.mul(luminance, structure, out=out[SIMILAR])
+        out[STRUCTURE].copy_(structure)
+        yield rows, memory[: len(x)].flatten(2)
 
 
 def _spectral(x: Tensor, target: Tensor, peak: float, masks: Tensor, names: list[str]) -> dict[str, Tensor]:
     found = torch.full((2, len(names)), math.nan, dtype=torch.float64, device=x.device)
+    known: dict[tuple[tuple[int, int], ...], Tensor] = {}
     for k, name in enumerate(names):
         if name not in SPECTRAL or not bool(masks[k].any()):
             continue
-        box = (slice(None), *detail.box_of(masks[k]))
-        if min(x[box].shape[1:]) >= detail.SMALLEST:
-            gap = detail.difference(detail.radial_power(x[box], peak), detail.radial_power(target[box], peak))
-            found[0, k], found[1, k] = gap.square().mean().sqrt(), detail.upper_mean(gap)
+        box = detail.box_of(masks[k]) if k else tuple(slice(0, n) for n in masks.shape[1:])
+        key = tuple((side.start, side.stop) for side in box)
+        if key not in known and min(stop - start for start, stop in key) >= detail.SMALLEST:
+            known[key] = detail.spectral_gap(x[(slice(None), *box)], target[(slice(None), *box)], peak)
+        if key in known:
+            found[0, k], found[1, k] = known[key].square().mean().sqrt(), detail.upper_mean(known[key])
     return {"spectral_error": found[0], "detail_power": found[1]}
 
 

@@ -62,8 +62,8 @@ def coarse_means(x: Tensor, target: Tensor, peak: float, weights: Tensor, scales
     found = []
     for scale in range(1, scales):
         x, target = halved(x), halved(target)
-        weights = torch.cat([halved(one[None]) for one in weights])  # one by one: fine masks in floating point are large
-        weights[0] = interior(x[None])[0, 0]
+        whole = interior(x[None])[0].to(x.dtype)
+        weights = torch.cat([whole, *(halved(one[None]) for one in weights[1:])])  # one by one: masks in floating point are large
         found.append(_mean(x, target, peak, weights, last=scale == scales - 1))
     return found
 
