@@ -53,6 +53,7 @@ def parser() -> argparse.ArgumentParser:
     _translate(commands.add_parser("translate", help="make the target modality of an image"))
     _reconstruct(commands.add_parser("reconstruct", help="make the image that a measurement is of, and say how sure it is"))
     _evaluate(commands.add_parser("evaluate", help="score a model on the images of a manifest"))
+    _benchmark(commands.add_parser("benchmark", help="the same cases through several models, side by side"))
     _data(commands.add_parser("data", help="list, check, split and fetch images before training"))
     _import(commands.add_parser("import", help="bring a model of diffusers or MONAI into a checkpoint"))
     _zoo(commands.add_parser("zoo", help="list, show or add pretrained models"))
@@ -139,6 +140,18 @@ def _evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_true", help="leave out what trains networks")
     parser.add_argument("--checks", action="store_true", help="say what a model card needs and whether the report has it")
     parser.set_defaults(run=_lazy("evaluate"))
+
+
+def _benchmark(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--models", nargs="+", required=True, metavar="MODEL", help="zoo names, run or checkpoint folders, hf://owner/repo")
+    _drawn(parser)
+    _sampling(parser)
+    _output(parser)
+    _judged(parser)
+    parser.add_argument(
+        "--baseline", nargs="+", metavar="NAME", help="beside: copy, line, curve, zero-filled, none (default: all that apply)"
+    )
+    parser.set_defaults(run=_lazy("benchmark"))
 
 
 def _judged(parser: argparse.ArgumentParser) -> None:
@@ -280,12 +293,20 @@ def _doctor(parser: argparse.ArgumentParser) -> None:
 
 def _basic(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="zoo name, run folder, checkpoint folder or hf://owner/repo")
+    _drawn(parser)
+
+
+def _drawn(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=_seed, default=0, help="of all random draws (default 0)")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 or auto (default)")
 
 
 def _model(parser: argparse.ArgumentParser) -> None:
     _basic(parser)
+    _sampling(parser)
+
+
+def _sampling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sampler", help=f"walk the reverse process another way: {_samplers()}")
     parser.add_argument("--steps", type=_positive, help="sampler steps")
     parser.add_argument("--guidance", type=float, help="classifier-free guidance scale; 1 is none")

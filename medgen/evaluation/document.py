@@ -56,7 +56,7 @@ def about(work: Work) -> dict[str, Any]:
     """The model, as the report names it."""
     model, contract = work.model, work.model.contract
     return {
-        "name": name_of(work),
+        "name": name_of(model.folder or "model"),
         "folder": str(model.folder or ""),
         "family": type(model.model).__name__,
         "kind": work.kind,
@@ -72,9 +72,9 @@ def about(work: Work) -> dict[str, Any]:
     }
 
 
-def name_of(work: Work) -> str:
+def name_of(model: str | Path) -> str:
     """The zoo's name, or the run's folder: not "last" or "checkpoints"."""
-    parts = [part for part in (work.model.folder or Path("model")).parts if part not in ("checkpoints", "last", "best")]
+    parts = [part for part in Path(model).parts if part not in ("checkpoints", "last", "best")]
     return parts[-1] if parts else "model"
 
 

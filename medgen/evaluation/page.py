@@ -55,13 +55,13 @@ def _how_good(sections: Sequence[Section]) -> str:
     """Every verdict, the main one first and larger."""
     done = [section for section in sections if not section.skipped and section.verdict]
     lines = [f"<li{' class=main' if place == 0 else ''}>{_named(s)}: {escape(s.verdict)}</li>" for place, s in enumerate(done)]
-    return _card("How good", f'<ul class="verdicts">{"".join(lines)}</ul>' if lines else "<p>No part could be done: see below why.</p>")
+    return card("How good", f'<ul class="verdicts">{"".join(lines)}</ul>' if lines else "<p>No part could be done: see below why.</p>")
 
 
 def _on_what(told: Mapping[str, Any]) -> str:
     data, settings = told["data"], told["settings"]
     trained = told["model"]["training_data"]
-    facts = {
+    known = {
         "data": f"{Path(data['manifest']).name}, split {data['split']}",
         "size": f"{_count(data['subjects'], 'subject')}, {_count(data['volumes'], 'image row')}",
         "domain": data["domain"],
@@ -72,7 +72,7 @@ def _on_what(told: Mapping[str, Any]) -> str:
         ),
         "given": ", ".join(f"{name}={value}" for name, value in settings["given"].items()),
     }
-    return _card("On what", _facts(facts))
+    return card("On what", facts(known))
 
 
 def _how_sure(told: Mapping[str, Any], sections: Sequence[Section]) -> str:
@@ -85,7 +85,7 @@ def _how_sure(told: Mapping[str, Any], sections: Sequence[Section]) -> str:
         said += f" {n} are few: the intervals are rough."
     done = sum(not section.skipped for section in sections)
     seed = f"{done} of {len(sections)} parts were measured. Seed {told['settings']['seed']}: run again, it gives the same numbers."
-    return _card("How sure", f"<p>{said}</p><p class=soft>{seed}</p>")
+    return card("How sure", f"<p>{said}</p><p class=soft>{seed}</p>")
 
 
 def _what_went_wrong(sections: Sequence[Section]) -> str:
@@ -97,9 +97,9 @@ def _what_went_wrong(sections: Sequence[Section]) -> str:
     failed = [section.title for section in sections if "failed" in section.numbers]
     if failed:
         lines.append(f"<li>Could not be done: {escape(', '.join(failed))} (<a href=#left>why</a>)</li>")
-    pictures = [_figure(section.figures[0]) for section in sections if section.worst and section.figures][:1]
+    pictures = [figure_html(section.figures[0]) for section in sections if section.worst and section.figures][:1]
     body = f'<ul class="worst">{"".join(lines)}</ul>' if lines else "<p>No part names a case or a fault.</p>"
-    return _card("What went wrong, and the worst cases", f'<div class="beside"><div>{body}</div>{"".join(pictures)}</div>', wide=True)
+    return card("What went wrong, and the worst cases", f'<div class="beside"><div>{body}</div>{"".join(pictures)}</div>', wide=True)
 
 
 def section_html(section: Section) -> str:
@@ -108,12 +108,12 @@ def section_html(section: Section) -> str:
     if section.verdict:
         shown.append(f"<p>{_level(section.level)}{escape(section.verdict)}</p>")
     shown += [table_html(made) for made in section.tables]
-    shown += [_figure(figure) for figure in section.figures]
+    shown += [figure_html(figure) for figure in section.figures]
     if section.worst and not section.figures:
         lines = "".join(f"<li><strong>{escape(who)}</strong>: {escape(what)}</li>" for who, what in section.worst)
         shown.append(f'<h3>The worst</h3><ul class="worst">{lines}</ul>')
     if section.protocol:
-        shown.append(f"<details><summary>How this was measured</summary>{_facts(section.protocol)}</details>")
+        shown.append(f"<details><summary>How this was measured</summary>{facts(section.protocol)}</details>")
     return "\n".join(shown)
 
 
@@ -154,7 +154,7 @@ def interval(value: Estimate, scale: Sequence[Estimate], width: int = 110) -> st
     return f'<svg class="interval" width="{width}" height="10" role="img" aria-label="interval">{line}{dot}</svg>'
 
 
-def _figure(figure: Figure) -> str:
+def figure_html(figure: Figure) -> str:
     note = f'<p class="note">{escape(figure.note)}</p>' if figure.note else ""
     return f"<figure><figcaption>{escape(figure.title)}</figcaption>{image(png(figure.picture), figure.title)}{note}</figure>"
 
@@ -163,8 +163,8 @@ def _left_out(sections: Sequence[Section]) -> str:
     gone = [section for section in sections if section.skipped]
     if not gone:
         return ""
-    facts = {section.title: section.skipped for section in gone}
-    return f'<h2 id="left">Not measured here, and why</h2>{_facts(facts)}'
+    known = {section.title: section.skipped for section in gone}
+    return f'<h2 id="left">Not measured here, and why</h2>{facts(known)}'
 
 
 def _foot(told: Mapping[str, Any]) -> str:
@@ -172,22 +172,22 @@ def _foot(told: Mapping[str, Any]) -> str:
     spent = f"{cost['seconds']:.2g} s and {cost['evaluations']:g} network evaluations per answer ({cost['device']})" if cost else None
     if cost.get("memory_bytes"):
         spent += f", at most {cost['memory_bytes'] / 1e9:.2g} GB of memory"
-    facts = {
+    known = {
         "model": model["folder"],
         "weights": model["weights"],
         "data": told["data"]["manifest"],
         "cost": spent,
         "versions": ", ".join(f"{name} {version}" for name, version in told["versions"].items()),
     }
-    return f'<div class="foot">{_facts(facts)}<p>All numbers, also of single cases, are in evaluation.json beside this page.</p></div>'
+    return f'<div class="foot">{facts(known)}<p>All numbers, also of single cases, are in evaluation.json beside this page.</p></div>'
 
 
-def _card(title: str, body: str, wide: bool = False) -> str:
+def card(title: str, body: str, wide: bool = False) -> str:
     return f'<div class="card{" wide" if wide else ""}"><h3>{escape(title)}</h3>{body}</div>'
 
 
-def _facts(facts: Mapping[str, str | None]) -> str:
-    return "<dl>" + "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in facts.items() if text) + "</dl>"
+def facts(known: Mapping[str, str | None]) -> str:
+    return "<dl>" + "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in known.items() if text) + "</dl>"
 
 
 def _named(section: Section) -> str:
