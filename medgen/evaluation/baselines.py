@@ -52,8 +52,10 @@ def baselines(work: Work, names: Sequence[str] | None = None) -> list[Baseline]:
     pairs = _training_pairs(work) if {"line", "curve"} & set(wanted) else []
     if pairs:
         line, curve = fit_line(pairs), fit_curve(pairs)
-        found.append(Baseline("line", "the best line from source to target values", lambda case, made: line(case.source)))
-        found.append(Baseline("curve", "the best monotone curve from source to target values", lambda case, made: curve(case.source)))
+        found.append(Baseline("line", "the best line from source to target values", lambda case, made: line(case.source, case.body)))
+        found.append(
+            Baseline("curve", "the best monotone curve from source to target values", lambda case, made: curve(case.source, case.body))
+        )
     return [rival for rival in found if rival.name in wanted]
 
 
@@ -81,9 +83,9 @@ class Line:
     offset: float
     outside: float = -1.0
 
-    def __call__(self, source: Tensor) -> Tensor:
-        """(1, K, *S) -> (1, 1, *S), from the first channel."""
-        return torch.where(body_mask(source[0, :1]), self.slope * source[0, :1] + self.offset, self.outside)[None]
+    def __call__(self, source: Tensor, body: Tensor | None = None) -> Tensor:
+        """(1, K, *S) -> (1, 1, *S), from the first channel; `body` (1, 1, *S) is found in it where it is not given."""
+        return _inside(source, body, self.slope * source[:, :1] + self.offset, self.outside)
 
 
 def fit_line(pairs: Iterable[tuple[Tensor, Tensor, Tensor]], outside: float = -1.0) -> Line:
@@ -108,10 +110,10 @@ class MonotoneCurve:
     values: np.ndarray
     outside: float = -1.0
 
-    def __call__(self, source: Tensor) -> Tensor:
-        """(1, K, *S) -> (1, 1, *S), from the first channel."""
-        mapped = np.interp(source[0, :1].cpu().numpy(), self.knots, self.values).astype(np.float32)
-        return torch.where(body_mask(source[0, :1]), torch.from_numpy(mapped).to(source.device), self.outside)[None]
+    def __call__(self, source: Tensor, body: Tensor | None = None) -> Tensor:
+        """(1, K, *S) -> (1, 1, *S), from the first channel; `body` (1, 1, *S) is found in it where it is not given."""
+        mapped = np.interp(source[:, :1].cpu().numpy(), self.knots, self.values).astype(np.float32)
+        return _inside(source, body, torch.from_numpy(mapped).to(source.device), self.outside)
 
     @property
     def falling(self) -> bool:
@@ -158,6 +160,10 @@ def _bin(source: np.ndarray, bins: int) -> np.ndarray:
     distinct = np.unique(source)
     edges = distinct if len(distinct) <= bins else np.unique(np.quantile(source, np.linspace(0, 1, bins + 1)[:-1]))
     return np.searchsorted(edges, source, side="right") - 1
+
+
+def _inside(source: Tensor, body: Tensor | None, mapped: Tensor, outside: float) -> Tensor:
+    return torch.where(body_mask(source[0, :1])[None] if body is None else body, mapped, outside)
 
 
 def _voxels(pairs: Iterable[tuple[Tensor, Tensor, Tensor]]) -> tuple[np.ndarray, np.ndarray]:

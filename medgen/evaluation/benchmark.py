@@ -16,7 +16,7 @@ from medgen.core.picture import gray
 from medgen.evaluation.baselines import Baseline, baselines
 from medgen.evaluation.document import about, cost, versions
 from medgen.evaluation.pictures import heights, lettered, plane, seen, signed, small
-from medgen.evaluation.pixel import DATA_RANGE, HEADS, MAIN, Row, estimate, ranked, score_case, summary, unit_of
+from medgen.evaluation.pixel import DATA_RANGE, HEADS, MAIN, Row, estimate, ranked, score_case, summary, unit_name, unit_of
 from medgen.evaluation.samples import evaluate_samples, sample_picture
 from medgen.evaluation.section import Estimate, Figure, Table, plain
 from medgen.evaluation.work import Case, Work
@@ -156,7 +156,8 @@ def ranking(methods: Sequence[Method], metrics: Sequence[str], region: str = "bo
         means = {name: statistics.fmean(column) for name, column in values.items()}
         leader = (max if METRICS[metric].best == "max" else min)(means, key=means.get)
         pairs = compare(values, subjects, reference=leader)
-        differences[metric] = {pair.first: Estimate(pair.difference, pair.interval, pair.subjects, METRICS[metric].unit) for pair in pairs}
+        unit = unit_name(metric, methods[0].rows)
+        differences[metric] = {pair.first: Estimate(pair.difference, pair.interval, pair.subjects, unit) for pair in pairs}
         if all(pair.interval and not pair.interval[0] <= 0 <= pair.interval[1] and pair.adjusted < SIGNIFICANT for pair in pairs):
             best[metric] = leader
     return best, differences

@@ -132,7 +132,7 @@ def estimate(rows: Sequence[Row], region: str, metric: str) -> Estimate:
     found = _metric([r.values[metric] for r in own], [r.subject for r in own])
     mean = math.nan if found["mean"] is None else found["mean"]
     interval = None if found["interval"] is None else tuple(found["interval"])
-    return Estimate(mean, interval, len({r.subject for r in own}), _unit(metric, own), found["reason"] or "")
+    return Estimate(mean, interval, len({r.subject for r in own}), unit_name(metric, own), found["reason"] or "")
 
 
 def difference(rows: Sequence[Row], others: Sequence[Row], metric: str, region: str = "body") -> Estimate | None:
@@ -143,10 +143,11 @@ def difference(rows: Sequence[Row], others: Sequence[Row], metric: str, region: 
     if not all(map(math.isfinite, gaps)):
         return None
     found = summarise(gaps, [row.subject for row in own])
-    return Estimate(found.mean, found.interval, found.subjects, _unit(metric, own), ONE_SUBJECT if found.interval is None else "")
+    return Estimate(found.mean, found.interval, found.subjects, unit_name(metric, own), ONE_SUBJECT if found.interval is None else "")
 
 
-def _unit(metric: str, rows: Sequence[Row]) -> str:
+def unit_name(metric: str, rows: Sequence[Row]) -> str:
+    """The unit of a metric, by what the rows' intensities are in."""
     unit = METRICS[metric].unit
     return rows[0].unit if unit == "intensity" else unit
 
