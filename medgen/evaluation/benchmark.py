@@ -24,6 +24,7 @@ from medgen.metrics.panel import METRICS
 from medgen.metrics.statistics import compare
 
 SIGNIFICANT = 0.05
+DIFFERENCES = "Paired differences"
 SHOWN = 3  # cases: the worst, the middle and the best one
 COLUMNS = (*MAIN, "detail_power")
 SAMPLED = ("feature distance / floor", "kernel distance x 1000", "nearest training image", "nearer than held-out 5 %")
@@ -232,7 +233,7 @@ def tables(found: Compared) -> list[tuple[Table, list[tuple[int, int]]]]:
         made = [(Table("Scores in the body", ["method", *(HEADS[m] for m in COLUMNS)], rows, " ".join(found.notes)), best)]
         apart = [[m.name, *(found.differences[metric].get(m.name, "best mean") for metric in MAIN)] for m in found.methods]
         note = "What a method scores above the one with the best mean, on the same cases: mean over subjects."
-        made.append((Table("Paired differences", ["method", *(HEADS[m] for m in MAIN)], apart, note), []))
+        made.append((Table(DIFFERENCES, ["method", *(HEADS[m] for m in MAIN)], apart, note), []))
     spent = [[m.name, _seconds(m.cost), m.cost.get("evaluations"), _memory(m.cost), m.about["numbers"]] for m in found.methods if m.cost]
     note = "Medians per answer or sample; memory is the most that the process (on CUDA: the device's tensors) held."
     return [*made, (Table("Costs", ["model", "seconds", "network evaluations", "memory (GB)", "parameters"], spent, note), [])]

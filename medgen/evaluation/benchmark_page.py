@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from medgen.core.page import document
-from medgen.evaluation.benchmark import Compared, tables
+from medgen.evaluation.benchmark import DIFFERENCES, Compared, tables
 from medgen.evaluation.page import STYLE, card, facts, figure_html, purpose, table_html
 from medgen.evaluation.pixel import HEADS, estimate
 
@@ -34,7 +34,7 @@ def page(found: Compared, told: Mapping[str, Any]) -> str:
         f"<h1>{escape(', '.join(m.name for m in models))}: {escape(purpose(first))}</h1>",
         '<div class="soft">The same cases and seeds through every model. For research; not a medical device.</div>',
         f'<div class="first">{card("Which is best", said)}<div>{card("On what", facts(on))}</div></div>',
-        *(table_html(made, best) for made, best in tables(found)),
+        *(table_html(made, best, zero=made.title == DIFFERENCES) for made, best in tables(found)),
         *(figure_html(figure) for figure in found.figures),
         _foot(found, told),
     ]

@@ -101,12 +101,15 @@ def card_text(report: Mapping[str, Any] | None, contract: Contract) -> str:
         + (f" {data['subjects']} subjects." if data["subjects"] else ""),
         "## Measured",
     ]
-    lines += _measured(report) if report else ["Nothing was measured: `medgen evaluate MODEL --data MANIFEST -o report` fills this in."]
+    lines += (
+        measured_lines(report) if report else ["Nothing was measured: `medgen evaluate MODEL --data MANIFEST -o report` fills this in."]
+    )
     lines += ["## Known failures", *(_failures(report) if report else []), f"- {_PLACEHOLDER}"]
-    return _spaced(lines)
+    return spaced(lines)
 
 
-def _measured(report: Mapping[str, Any]) -> list[str]:
+def measured_lines(report: Mapping[str, Any]) -> list[str]:
+    """Markdown of what a report found: on what, the scores beside the baselines, a verdict for each part, and what was not measured."""
     data, sections = report["data"], report["sections"]
     done = {name: section for name, section in sections.items() if not section.get("skipped")}
     count = f"{data['subjects']} subject{'' if data['subjects'] == 1 else 's'}"
@@ -141,7 +144,7 @@ def _number(found: Mapping[str, Any]) -> str:
     return f"{found['mean']:.4g}" + (f" [{ends[0]:.4g}, {ends[1]:.4g}]" if ends else "")
 
 
-def _spaced(lines: list[str]) -> str:
+def spaced(lines: list[str]) -> str:
     """Paragraphs apart, rows of a table and items of a list together."""
     text = lines[0]
     for before, line in itertools.pairwise(lines):

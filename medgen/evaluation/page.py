@@ -14,6 +14,7 @@ STYLE = Path(__file__).with_name("page.css")
 WORDS = {Level.GOOD: "passes", Level.WATCH: "look at it", Level.BAD: "fails", Level.NONE: "measured"}
 _ORDER = (Level.BAD, Level.WATCH, Level.GOOD, Level.NONE)
 _SHOWN = 12  # rows of a table in sight; a longer one unfolds
+_WIDE, _TIMES = 1100, 2  # pixels of the page; how many times a small picture is enlarged at most
 _FEW = 10  # subjects below which intervals are wide
 
 
@@ -76,13 +77,16 @@ def _on_what(told: Mapping[str, Any]) -> str:
 
 
 def _how_sure(told: Mapping[str, Any], sections: Sequence[Section]) -> str:
-    n = told["data"]["subjects"]
-    if n == 1:
-        said = "One subject: there is a value and no interval, because one subject cannot tell how much subjects differ."
+    n, synthesis = told["data"]["subjects"], told["model"]["kind"] == "synthesis"
+    known = any(isinstance(cell, Estimate) and cell.interval for s in sections for shown in s.tables for row in shown.rows for cell in row)
+    said = f"{told['settings']['samples']} samples stand beside real images of {_count(n, 'subject')}. " if synthesis else ""
+    if known:
+        said += "95 % intervals resample subjects or images. They speak for subjects like these, not for other sites."
+        said += f" {n} subjects are few: the intervals are rough." if 1 < n < _FEW else ""
+    elif n == 1:
+        said += "One subject: there is a value and no interval, because one subject cannot tell how much subjects differ."
     else:
-        said = f"95 % intervals from {n} subjects, by resampling subjects. They speak for subjects like these, not for other sites."
-    if 1 < n < _FEW:
-        said += f" {n} are few: the intervals are rough."
+        said += "No part that was measured has an interval."
     done = sum(not section.skipped for section in sections)
     seed = f"{done} of {len(sections)} parts were measured. Seed {told['settings']['seed']}: run again, it gives the same numbers."
     return card("How sure", f"<p>{said}</p><p class=soft>{seed}</p>")
@@ -97,7 +101,8 @@ def _what_went_wrong(sections: Sequence[Section]) -> str:
     failed = [section.title for section in sections if "failed" in section.numbers]
     if failed:
         lines.append(f"<li>Could not be done: {escape(', '.join(failed))} (<a href=#left>why</a>)</li>")
-    pictures = [figure_html(section.figures[0]) for section in sections if section.worst and section.figures][:1]
+    seen = [section for section in sections if section.figures]
+    pictures = [figure_html(section.figures[0]) for section in sorted(seen, key=lambda s: not s.worst)][:1]
     body = f'<ul class="worst">{"".join(lines)}</ul>' if lines else "<p>No part names a case or a fault.</p>"
     return card("What went wrong, and the worst cases", f'<div class="beside"><div>{body}</div>{"".join(pictures)}</div>', wide=True)
 
@@ -117,9 +122,10 @@ def section_html(section: Section) -> str:
     return "\n".join(shown)
 
 
-def table_html(made: Table, best: Sequence[tuple[int, int]] = ()) -> str:
-    """A table whose intervals are drawn on one scale for each column; `best` are (row, column) in bold."""
+def table_html(made: Table, best: Sequence[tuple[int, int]] = (), zero: bool = False) -> str:
+    """A table whose intervals are drawn on one scale for each column (with `zero`: that has 0); `best` are (row, column) in bold."""
     scales = [[row[i] for row in made.rows if isinstance(row[i], Estimate)] for i in range(len(made.columns))]
+    scales = [[*scale, Estimate(0.0, (0.0, 0.0))] for scale in scales] if zero else scales
     rows = [[_cell(cell, scales[j], (i, j) in best) for j, cell in enumerate(row)] for i, row in enumerate(made.rows)]
     shown = table(made.columns, rows)
     note = f'<p class="note">{escape(made.note)}</p>' if made.note else ""
@@ -150,13 +156,19 @@ def interval(value: Estimate, scale: Sequence[Estimate], width: int = 110) -> st
     span = (high - low) or 1.0
     left, right, dot = (4 + (end - low) / span * (width - 8) for end in (*value.interval, value.value))
     line = f'<line x1="{left:.1f}" x2="{right:.1f}" y1="5" y2="5" stroke="currentColor" stroke-width="2"/>'
+    if low < 0 < high or (low == 0) != (high == 0):
+        zero = 4 + (0 - low) / span * (width - 8)
+        line = f'<line x1="{zero:.1f}" x2="{zero:.1f}" y1="0" y2="10" class="zero"/>{line}'
     dot = f'<circle cx="{dot:.1f}" cy="5" r="3.5" fill="currentColor"/>'
     return f'<svg class="interval" width="{width}" height="10" role="img" aria-label="interval">{line}{dot}</svg>'
 
 
 def figure_html(figure: Figure) -> str:
+    """A picture with its title and note; a small one is enlarged."""
     note = f'<p class="note">{escape(figure.note)}</p>' if figure.note else ""
-    return f"<figure><figcaption>{escape(figure.title)}</figcaption>{image(png(figure.picture), figure.title)}{note}</figure>"
+    times = max(1, min(_TIMES, _WIDE // figure.picture.shape[1]))
+    picture = figure.picture.repeat(times, 0).repeat(times, 1)
+    return f"<figure><figcaption>{escape(figure.title)}</figcaption>{image(png(picture), figure.title)}{note}</figure>"
 
 
 def _left_out(sections: Sequence[Section]) -> str:
