@@ -126,7 +126,7 @@ def table_html(made: Table, best: Sequence[tuple[int, int]] = (), zero: bool = F
     """A table whose intervals are drawn on one scale for each column (with `zero`: that has 0); `best` are (row, column) in bold."""
     scales = [[row[i] for row in made.rows if isinstance(row[i], Estimate)] for i in range(len(made.columns))]
     scales = [[*scale, Estimate(0.0, (0.0, 0.0))] for scale in scales] if zero else scales
-    rows = [[_cell(cell, scales[j], (i, j) in best) for j, cell in enumerate(row)] for i, row in enumerate(made.rows)]
+    rows = [[_cell(cell, scales[j], (i, j) in best, zero) for j, cell in enumerate(row)] for i, row in enumerate(made.rows)]
     shown = table(made.columns, rows)
     note = f'<p class="note">{escape(made.note)}</p>' if made.note else ""
     if len(rows) > _SHOWN:
@@ -134,12 +134,12 @@ def table_html(made: Table, best: Sequence[tuple[int, int]] = (), zero: bool = F
     return f"<h3>{escape(made.title)}</h3>{shown}{note}"
 
 
-def _cell(value: Any, scale: Sequence[Estimate], best: bool = False) -> str:
+def _cell(value: Any, scale: Sequence[Estimate], best: bool, zero: bool) -> str:
     if isinstance(value, Estimate):
         unit = f" {escape(value.unit)}" if value.unit else ""
         ends = f'<span class="range">{value.interval[0]:.4g} to {value.interval[1]:.4g}</span>' if value.interval else ""
         number = "not defined" if value.value != value.value else f"{value.value:.4g}{unit}"
-        text = f"{f'<strong>{number}</strong>' if best else number}{ends}{interval(value, scale)}"
+        text = f"{f'<strong>{number}</strong>' if best else number}{ends}{interval(value, scale, zero)}"
         return f'<span title="{escape(value.reason)}">{text}</span>' if value.reason else text
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: '<span class="soft">-</span>'}[value]
@@ -147,8 +147,8 @@ def _cell(value: Any, scale: Sequence[Estimate], best: bool = False) -> str:
     return f"<strong>{text}</strong>" if best else text
 
 
-def interval(value: Estimate, scale: Sequence[Estimate], width: int = 110) -> str:
-    """A line from end to end with a dot at the value, on the scale of the column."""
+def interval(value: Estimate, scale: Sequence[Estimate], zero: bool = False, width: int = 110) -> str:
+    """A line from end to end with a dot at the value, on the scale of the column, and with `zero` a mark at 0."""
     if value.interval is None:
         return ""
     ends = [end for other in scale if other.interval for end in (*other.interval, other.value)]
@@ -156,9 +156,9 @@ def interval(value: Estimate, scale: Sequence[Estimate], width: int = 110) -> st
     span = (high - low) or 1.0
     left, right, dot = (4 + (end - low) / span * (width - 8) for end in (*value.interval, value.value))
     line = f'<line x1="{left:.1f}" x2="{right:.1f}" y1="5" y2="5" stroke="currentColor" stroke-width="2"/>'
-    if low < 0 < high or (low == 0) != (high == 0):
-        zero = 4 + (0 - low) / span * (width - 8)
-        line = f'<line x1="{zero:.1f}" x2="{zero:.1f}" y1="0" y2="10" class="zero"/>{line}'
+    if zero:
+        place = 4 + (0 - low) / span * (width - 8)
+        line = f'<line x1="{place:.1f}" x2="{place:.1f}" y1="0" y2="10" class="zero"/>{line}'
     dot = f'<circle cx="{dot:.1f}" cy="5" r="3.5" fill="currentColor"/>'
     return f'<svg class="interval" width="{width}" height="10" role="img" aria-label="interval">{line}{dot}</svg>'
 

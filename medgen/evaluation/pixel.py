@@ -202,7 +202,7 @@ def _judge(told: Section, rows: Sequence[Row], others: Mapping[str, Sequence[Row
 def _against(gap: Estimate, title: str) -> str:
     """A difference in PSNR as a sentence."""
     if gap.interval is not None and gap.interval[0] <= 0 <= gap.interval[1]:
-        return f"{title[:1].upper()}{title[1:]} does about as well (difference {gap})."
+        return f"That is not certainly better than {title}, {gap.value:+.3g} [{gap.interval[0]:.3g}, {gap.interval[1]:.3g}] dB."
     size = Estimate(abs(gap.value), gap.interval and tuple(sorted(abs(end) for end in gap.interval)), unit="dB")
     return f"That is {size} {'above' if gap.value > 0 else 'below'} {title}."
 
