@@ -8,6 +8,7 @@ import torch
 
 from medgen.core.contract import Contract
 from medgen.core.errors import MedgenError
+from medgen.core.levels import Karras
 from medgen.core.volume import Volume
 from medgen.data.manifest import Manifest
 from medgen.evaluation.cost import Calls
@@ -15,6 +16,8 @@ from medgen.evaluation.section import Estimate, Level, Section, skipped
 from medgen.evaluation.work import Work, network_units
 from medgen.inference import Pretrained
 from medgen.metrics.monitor import PSNR, FeatureDistance
+from medgen.samplers.euler import Euler
+from medgen.samplers.heun import Heun
 from medgen.tasks.synthesis import Synthesis
 from medgen.tasks.translation import Translation
 
@@ -94,6 +97,16 @@ def test_another_seed_model_or_manifest_is_another_answer(work):
     changed.model.model.network.weight.data.fill_(0.25)
     assert not torch.equal(changed.made(changed.case(0)).image, first)
     assert torch.equal(work().made(setting.case(0)).image, first)
+
+
+def test_the_same_sampler_in_another_process_is_the_same_evaluation(work):
+    def kept(sampler) -> str:
+        setting = work()
+        setting.model.model.sampler = sampler
+        return setting.kept.name
+
+    assert kept(Heun(Karras(), steps=5)) == kept(Heun(Karras(), steps=5))
+    assert len({kept(Heun(Karras(), 5)), kept(Heun(Karras(), 6)), kept(Heun(Karras(0.1), 5)), kept(Euler(Karras(), 5))}) == 4
 
 
 def test_processes_share_the_cases_and_the_samples(work):

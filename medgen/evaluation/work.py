@@ -221,7 +221,7 @@ class Work:
     def kept(self) -> Path:
         """The folder of answers of this very model under these settings."""
         facts = {"model": self.fingerprint, "seed": self.seed, "draws": self.draws, "samples": self.samples}
-        facts |= {"sampler": repr(getattr(self.model.model, "sampler", "")), "guidance": repr(getattr(self.model.model, "guidance", ""))}
+        facts |= {name: described(getattr(self.model.model, name, None)) for name in ("sampler", "guidance")}
         facts |= {"given": {k: str(v) for k, v in self.given.items()}, "data": str(self.manifest.path.resolve()), "split": self.split}
         facts |= {"rows": hashlib.sha256(json.dumps([dict(r) for r in self.manifest.rows]).encode()).hexdigest(), "files": self._files()}
         folder = self.folder / "work" / hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
@@ -376,6 +376,21 @@ def _as_volume(sample: np.ndarray, acquired: Any, image: Volume) -> np.ndarray:
     if sample.shape[0] == 1:
         return sample[0]
     return np.moveaxis(sample, 0, acquired.axis + 1).reshape(image.array.shape)
+
+
+def described(value: Any) -> Any:
+    """A sampler or a guidance as plain data, the same in every process: its class and what it was made of."""
+    if isinstance(value, type):
+        return f"{value.__module__}.{value.__qualname__}"
+    if isinstance(value, (list, tuple)):
+        return [described(item) for item in value]
+    if isinstance(value, Mapping):
+        return {str(key): described(item) for key, item in value.items()}
+    if isinstance(value, (Tensor, np.ndarray)):
+        return np.asarray(value).tolist()
+    if hasattr(value, "__dict__"):
+        return {"class": described(type(value)), **described(vars(value))}
+    return value if isinstance(value, (bool, int, float, str, type(None))) else repr(value)
 
 
 def _fingerprint(model: nn.Module) -> str:
