@@ -265,7 +265,9 @@ def _region(rows: list[Row]) -> dict[str, Any]:
 def _metric(values: list[float], subjects: list[str]) -> dict[str, Any]:
     listed = [{"subject": s, "value": v if math.isfinite(v) else None} for s, v in zip(subjects, values, strict=True)]
     if not all(map(math.isfinite, values)):
-        return {"mean": None, "interval": None, "reason": NOT_FINITE, "volumes": listed}
+        empty = dict.fromkeys(("mean", "interval", "median", "median_interval"))
+        return {**empty, "reason": NOT_FINITE, "volumes": listed}
     found = summarise(values, subjects)
     interval = None if found.interval is None else list(found.interval)
-    return {"mean": found.mean, "interval": interval, "reason": ONE_SUBJECT if interval is None else None, "volumes": listed}
+    told = {"mean": found.mean, "interval": interval, "reason": ONE_SUBJECT if interval is None else None}
+    return {**told, "median": found.median, "median_interval": found.median_interval, "volumes": listed}
