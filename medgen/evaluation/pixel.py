@@ -231,10 +231,17 @@ def _table(rows: Sequence[Row], metrics: Sequence[str], title: str) -> Table:
     regions = list(dict.fromkeys(row.region for row in rows))
     known = [metric for metric in metrics if any(math.isfinite(row.values[metric]) for row in rows)]
     cells = [[region, *(estimate(rows, region, metric) for metric in known)] for region in regions]
-    note = "95 % intervals resample subjects; of a class, those who have it."
+    note = f"Better is: {_better(known)}. 95 % intervals resample subjects; of a class, those who have it."
     if metrics is KINDS:
-        note = " ".join(f"{HEADS[m][:1].upper()}{HEADS[m][1:]}: {METRICS[m].meaning}." for m in known)
+        note += " " + " ".join(f"{HEADS[m][:1].upper()}{HEADS[m][1:]}: {METRICS[m].meaning}." for m in known)
     return Table(title, ["region", *(HEADS[m] for m in known)], cells, note)
+
+
+def _better(metrics: Sequence[str]) -> str:
+    """Which way each of them is better."""
+    ways = {"max": "higher", "min": "lower", "zero": "nearer to 0"}
+    named = {word: [HEADS[m] for m in metrics if METRICS[m].best == way] for way, word in ways.items()}
+    return "; ".join(f"{word} {', '.join(names)}" for word, names in named.items() if names)
 
 
 def _beside(rows: Sequence[Row], others: Mapping[str, Sequence[Row]], rivals: Sequence[Baseline]) -> Table:
