@@ -160,6 +160,8 @@ class FileData:
         wanted, store = self.wanted(manifest), self.store
         if store is None:
             return InMemory([list(self.recipe.pieces(row.files, row.where)) for row in wanted]), {}
+        if not os.access(store.folder.parent, os.W_OK) and store.folder.parent.is_dir() and store.complete(wanted) is None:
+            store = Store(_cache(manifest.path), self.recipe)  # a store on a read-only disk that lacks something
         return store.rows(wanted, self._workers(wanted), progress or progress_bar(f"preparing {manifest.path}"))
 
     def _workers(self, wanted: Sequence[Wanted]) -> int:
@@ -222,7 +224,8 @@ class FileData:
         for pool, need in zip(pools, (first, second), strict=True):
             if not len(pool):
                 raise MedgenError(f"{self.manifest.path}: no row of split '{split}' has {', '.join(sorted(need))}; see cut.unpaired")
-        return Unpaired(cases, pools[0], pools[1], names)
+        own = [name for name in names if name in self.maps]
+        return Unpaired(cases, pools[0], pools[1], [*names, *neighbours(own, self.options.cut.neighbours)])
 
     def _intensity(self, channel: str, known: Sequence[tuple[Any, bool, Mapping[str, Any]]]) -> dict[str, Any]:
         return {**self.maps[channel].describe(), "typical": _typical(known, channel)}
@@ -238,8 +241,14 @@ class FileData:
 def default_store(manifest: Path) -> Path:
     """`.medgen` beside the manifest, or a folder of its own in the user's cache where that cannot be written."""
     folder = manifest.resolve().parent
-    if os.access(folder, os.W_OK | os.X_OK):
+    if os.access(folder, os.W_OK | os.X_OK) or (folder / ".medgen").is_dir():
         return folder / ".medgen"
+    return _cache(manifest)
+
+
+def _cache(manifest: Path) -> Path:
+    """A folder for this manifest's data in the user's cache."""
+    folder = manifest.resolve().parent
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return cache / "medgen" / "stores" / hashlib.sha256(str(folder).encode()).hexdigest()[:16]
 

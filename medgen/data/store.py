@@ -12,7 +12,9 @@ was, and a reader is never disturbed.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import math
 import mmap
 import os
 import time
@@ -72,6 +74,13 @@ class Record:
         return tuple(sorted((column, source["digest"]) for column, source in self.sources.items()))
 
     @property
+    def ends(self) -> Iterator[tuple[str, int]]:
+        """(file, where its array ends in it)."""
+        for piece in self.pieces:
+            for shard, offset, shape, kind in piece["arrays"].values():
+                yield shard, offset + math.prod(shape) * np.dtype(kind).itemsize
+
+    @property
     def shards(self) -> set[str]:
         """The files that hold its arrays."""
         return {place[0] for piece in self.pieces for place in piece["arrays"].values()}
@@ -101,17 +110,35 @@ class Store:
             MedgenError: no room, or no permission.
         """
         try:
+            if not os.access(self.folder, os.W_OK) and (complete := self.complete(wanted)) is not None:
+                return complete, {}
             self.folder.mkdir(parents=True, exist_ok=True)
             with alone(self.folder / "lock"):
                 (self.folder / "recipe.json").write_text(json.dumps(self.recipe.facts(), indent=2, sort_keys=True) + "\n")
                 index = Index(self.folder)
-                failures = self._complete(index, wanted, workers, progress)
-                found = [index.record(row.files) for place, row in enumerate(wanted) if place not in failures]
+                numbers, failures = self._complete(index, wanted, workers, progress)
         except OSError as error:
-            raise MedgenError(
-                f"could not keep prepared data in {self.folder} ({error}); free some space or set options.store to another folder"
-            ) from error
-        return Rows(self.folder, [index.places[number] for number in found], [index.cases[number] for number in found]), failures
+            remedy = "free some space, or set data.source.options.keep.folder to another place"
+            raise MedgenError(f"could not keep prepared data in {self.folder} ({error}); {remedy}") from error
+        return self._rows(index, [number for number in numbers if number is not None]), failures
+
+    def complete(self, wanted: Sequence[Wanted]) -> Rows | None:
+        """All rows, where none is missing; nothing is written, so that a store on a read-only disk serves as well."""
+        if not (self.folder / "index.jsonl").is_file():
+            return None
+        index = Index(self.folder)
+        numbers = []
+        for row in wanted:
+            number = index.known(row.files)
+            if number is None and (found := index.found(row.files)) is not None:
+                number = found[0]
+            if number is None:
+                return None
+            numbers.append(number)
+        return self._rows(index, numbers)
+
+    def _rows(self, index: Index, numbers: Sequence[int]) -> Rows:
+        return Rows(self.folder, [index.places[number] for number in numbers], [index.cases[number] for number in numbers])
 
     def prune(self, wanted: Iterable[Wanted]) -> int:
         """Drop the arrays of all other rows and of files as they were before; the number of bytes that were freed. Not while a training
@@ -131,22 +158,32 @@ class Store:
                         path.unlink()
             return before - _size(self.folder)
 
-    def _complete(self, index: Index, wanted: Sequence[Wanted], workers: int, progress: Progress | None) -> dict[int, str]:
-        missing = [place for place, row in enumerate(wanted) if index.record(row.files) is None]
-        failures: dict[int, str] = {}
+    def _complete(
+        self, index: Index, wanted: Sequence[Wanted], workers: int, progress: Progress | None
+    ) -> tuple[list[int | None], dict[int, str]]:
+        """The line of each row, None where it could not be prepared, and why."""
+        numbers, failures = [index.record(row.files) for row in wanted], {}
+        missing = [place for place, number in enumerate(numbers) if number is None]
         work, rows = partial(_written, self.folder, self.recipe), [wanted[place] for place in missing]
+        added: list[int] = []
         try:
             for done, (number, result) in enumerate(each(work, rows, workers) if workers else _here(work, rows), 1):
+                if isinstance(result, _NoRoom):
+                    raise OSError(result.reason)
                 if isinstance(result, Failure):
                     failures[missing[number]] = _named(result.reason, wanted[missing[number]])
                 else:
                     index.add(result)
+                    added.append(missing[number])
                 if progress:
                     progress(done, len(missing))
         finally:
             close_shard(self.folder)
             index.commit()
-        return failures
+        first = len(index.places) - len(added)  # lines are written in the order in which rows were added
+        for line, place in enumerate(added, first):
+            numbers[place] = line
+        return numbers, failures
 
 
 class Index:
@@ -161,25 +198,34 @@ class Index:
         self._sizes: set[tuple[tuple[str, int], ...]] = set()
         self._pending: list[Record] = []
         self._committed = time.monotonic()
-        self.path.touch()
-        for line in self.path.read_bytes().splitlines(keepends=True):
+        self._shards: dict[str, int] = {path.name: path.stat().st_size for path in folder.glob("*.bin")}
+        for line in self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else ():
             self._take(line)
 
-    def record(self, files: Mapping[str, str]) -> int | None:
-        """The number of the line for these files as they are now; a file that was only touched or moved is recognised by its content."""
+    def known(self, files: Mapping[str, str]) -> int | None:
+        """The number of the line for these files, if they look as they did."""
+        found = self._by_cells.get(_cells(files))
+        if found is None or any(not source.same(seen(source.cell)) for source in found[1]):
+            return None
+        return found[0]
+
+    def found(self, files: Mapping[str, str]) -> tuple[int, Mapping[str, Source]] | None:
+        """The number of the line whose files had this content, and the files as they are now."""
         now = {column: seen(cell) for column, cell in files.items()}
-        known = self._by_cells.get(_cells(files))
-        if known and all(source.same(now[column]) for column, source in zip(sorted(files), known[1], strict=True)):
-            return known[0]
         if tuple(sorted((column, source.size) for column, source in now.items())) not in self._sizes:
             return None
-        content = tuple(sorted((column, source.digested().digest) for column, source in now.items()))
-        number = self._by_content.get(content)
-        if number is None:
-            return None
-        self.add(Record({column: asdict(source.digested()) for column, source in now.items()}, self.read(number).pieces))
-        self.commit()
-        return len(self.places) - 1
+        now = {column: source.digested() for column, source in now.items()}
+        number = self._by_content.get(tuple(sorted((column, source.digest) for column, source in now.items())))
+        return None if number is None else (number, now)
+
+    def record(self, files: Mapping[str, str]) -> int | None:
+        """The number of the line for these files as they are now; what was only touched or moved is recognised by its content."""
+        number = self.known(files)
+        if number is not None or (found := self.found(files)) is None:
+            return number
+        number, now = found
+        self._pending.append(Record({column: asdict(source) for column, source in now.items()}, self.read(number).pieces))
+        return number  # its arrays are those of the new line, which waits for the next commit
 
     def read(self, number: int) -> Record:
         offset, length = self.places[number]
@@ -196,6 +242,7 @@ class Index:
         """Arrays reach the disk before the lines that vouch for them."""
         for shard in {shard for record in self._pending for shard in record.shards}:
             _synced(self.folder / shard)
+            self._shards[shard] = (self.folder / shard).stat().st_size
         with self.path.open("ab") as file:
             if (end := file.tell()) and not self._ends_a_line(end):
                 file.write(b"\n")
@@ -226,7 +273,9 @@ class Index:
         try:
             record = Record(**json.loads(line))
             cases = tuple(piece["cases"] for piece in record.pieces)
-        except (ValueError, TypeError, KeyError):  # torn by a power cut: keeps its place and counts for nothing
+            if any(end > self._shards.get(shard, -1) for shard, end in record.ends):
+                raise ValueError("its arrays are gone")
+        except (ValueError, TypeError, KeyError):  # torn by a power cut, or bereft of its arrays: keeps its place and counts for nothing
             self.places.append((offset, len(line)))
             self.cases.append(())
             return
@@ -281,13 +330,13 @@ class Rows(Sequence[Prepared]):
     def _reset(self) -> None:
         self._maps: dict[str, mmap.mmap] = {}
         self._parsed: dict[int, list[Prepared]] = {}
-        self._index: int | None = None
+        self._index: io.FileIO | None = None
 
     def _record(self, row: int) -> Record:
         if self._index is None:
-            self._index = os.open(self.folder / "index.jsonl", os.O_RDONLY)
+            self._index = (self.folder / "index.jsonl").open("rb", buffering=0)
         offset, length = self._places[row].tolist()
-        return Record(**json.loads(os.pread(self._index, length, offset)))
+        return Record(**json.loads(os.pread(self._index.fileno(), length, offset)))
 
     def _prepared(self, piece: Mapping[str, Any], extra: Mapping[str, Any]) -> Prepared:
         arrays: dict[str, dict[str, np.ndarray]] = {"images": {}, "labels": {}, "spots": {}, "": {}}
@@ -348,13 +397,44 @@ def close_shard(folder: Path) -> None:
         _SHARDS.pop(folder).file.close()
 
 
-def _written(folder: Path, recipe: Recipe, row: Wanted) -> Record:
+@dataclass(frozen=True)
+class _NoRoom:
+    """Why arrays could not be written, which ends the preparation and not a row."""
+
+    reason: str
+
+
+def _written(folder: Path, recipe: Recipe, row: Wanted) -> Record | _NoRoom:
     """Prepare a row and write its arrays."""
-    sources = {column: asdict(seen(cell).digested()) for column, cell in row.files.items()}
-    shard = _shard(folder)
-    record = Record(sources, [_plain(piece, shard) for piece in recipe.pieces(row.files, row.where)])
-    shard.file.flush()
-    return record
+    try:
+        before = {column: seen(cell) for column, cell in row.files.items()}
+        pieces = recipe.pieces(row.files, row.where)
+        record = _recorded(_shard_or(folder), before, pieces)
+        if isinstance(record, Record) and any(not source.same(seen(source.cell)) for source in before.values()):
+            raise MedgenError(f"{row.where}: its files changed while they were read; prepare again when they are complete")
+        return record
+    except OSError as error:  # of the files: what the store itself has to say was taken before
+        raise MedgenError(f"{error.filename or row.where}: {error.strerror or error}; copy or export it again") from error
+
+
+def _shard_or(folder: Path) -> _Shard | _NoRoom:
+    try:
+        return _shard(folder)
+    except OSError as error:
+        return _NoRoom(str(error))
+
+
+def _recorded(shard: _Shard | _NoRoom, sources: Mapping[str, Source], pieces: Iterator[Prepared]) -> Record | _NoRoom:
+    if isinstance(shard, _NoRoom):
+        return shard
+    described = []
+    for piece in pieces:
+        try:
+            described.append(_plain(piece, shard))
+            shard.file.flush()
+        except OSError as error:
+            return _NoRoom(str(error))
+    return Record({column: asdict(source.digested()) for column, source in sources.items()}, described)
 
 
 def _plain(piece: Prepared, shard: _Shard) -> dict[str, Any]:

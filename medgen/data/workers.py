@@ -173,14 +173,14 @@ def _answer(function: Callable[[Any], Any], item: Any, limits: Limits) -> tuple[
 
 
 def _hold(memory: int) -> None:
-    """Let this process grow by `memory` bytes of address space and no more."""
+    """Let this process take `memory` bytes more of its own; files that it maps to read do not count."""
     try:
         import resource
 
-        with open("/proc/self/statm") as file:
-            now = int(file.read().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (now + memory, resource.getrlimit(resource.RLIMIT_AS)[1]))
-    except (ImportError, OSError, ValueError):
+        with open("/proc/self/status") as file:
+            now = next(int(line.split()[1]) for line in file if line.startswith("VmData")) * 1024
+        resource.setrlimit(resource.RLIMIT_DATA, (now + memory, resource.getrlimit(resource.RLIMIT_DATA)[1]))
+    except (ImportError, OSError, ValueError, StopIteration):
         return  # no such limit on this system
 
 
