@@ -251,3 +251,10 @@ def test_a_slice_beside_a_missing_slice_is_missing_too(stacks):
     batch = next(iter(DataModule(data(stacks, options=Options(min_foreground=0, missing=True, cut=cut)), batch_size=36).train_dataloader()))
     dense = Translation(["t1", "t1_m1"], ["t2"], PSNR(2.0), availability=True).condition(batch).dense
     assert torch.equal(dense[:, 2], dense[:, 3]) and torch.equal(dense[:, 2, 0, 0], batch["t1_available"])
+
+
+def test_a_column_named_like_a_slice_beside_another_is_refused(stacks):
+    text = (stacks / "list.csv").read_text()
+    (stacks / "list.csv").write_text(text.replace("t1,t2", "t1_p1,t2"))
+    with pytest.raises(MedgenError, match=r"channel 't1_p1' is named like the slice 1 after 't1'; rename the column"):
+        data(stacks, channels={"t1_p1": PLAIN})

@@ -183,6 +183,33 @@ def test_pruning_leaves_the_newest_arrays_of_the_rows_that_are_named(scans):
     assert store.prune(wanted) == 0
 
 
+def test_a_worker_has_the_limits_that_are_set(scans):
+    (scans / "1_t1.nii.gz").write_bytes((scans / "1_t1.nii.gz").read_bytes())
+    with pytest.raises(MedgenError, match=r"3 of 3 rows .*longer than 0 s .*options\.keep\.seconds"):
+        data(scans, options={"keep": Keep(workers=1, seconds=0.0)}).split("train")
+
+
+def test_a_file_system_without_locks_is_told(scans, monkeypatch):
+    import fcntl
+
+    def without(*arguments):
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", without)
+    with pytest.raises(MedgenError, match=r"this file system has no locks.*on a local disk"):
+        data(scans).split("train")
+
+
+def test_a_slide_needs_planes_as_a_picture_does(tmp_path):
+    from special_samples import write_slide
+
+    write_slide(tmp_path / "slide.svs")
+    (tmp_path / "list.csv").write_text("subject,image\na,slide.svs\n")
+    cut = Options(cut=Cut(tissue=0.0), keep=Keep("memory"))
+    with pytest.raises(MedgenError, match=r"has 3 channels and 'image' takes one; use channels image_red"):
+        FileData(str(tmp_path / "list.csv"), {"image": {"name": "unit_range"}}, (32, 32), options=cut).split("train")
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_full_disk_is_one_sentence(scans, workers):
     """A limit on the size of files stands for the disk; it is inherited by the processes that prepare."""
@@ -219,6 +246,40 @@ def test_what_lies_beside_a_header_belongs_to_it(tmp_path):
         fields = ["NDims = 3", "DimSize = 8 8 4", "ElementType = MET_SHORT", "ElementByteOrderMSB = False", "ElementDataFile = voxels.raw"]
         (tmp_path / "apart.mhd").write_text("\n".join(["ObjectType = Image", *fields]) + "\n")
         assert seen_mean("pair.hdr") == pytest.approx(value / 1000) == seen_mean("apart.mhd")
+
+
+def test_the_parts_of_an_ome_tiff_and_of_a_packed_pair_belong_to_it(tmp_path):
+    import gzip
+
+    import tifffile
+
+    from medgen.data.sources import seen
+
+    parts = "".join(
+        f'<TiffData FirstZ="{z}" IFD="0"><UUID FileName="{name}.ome.tif">urn:uuid:{name}</UUID></TiffData>' for z, name in enumerate("ab")
+    )
+    pixels = '<Pixels ID="Pixels:0" DimensionOrder="XYZCT" Type="uint8" SizeX="8" SizeY="8" SizeZ="2" SizeC="1" SizeT="1">'
+    schema = 'xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" UUID="urn:uuid:a"'
+    head = f'<?xml version="1.0" encoding="UTF-8"?><OME {schema}><Image ID="Image:0">{pixels}{parts}</Pixels></Image></OME>'
+    states = []
+    for value in (9, 200):
+        tifffile.imwrite(tmp_path / "a.ome.tif", np.full((8, 8), 9, np.uint8), description=head, metadata=None)
+        tifffile.imwrite(tmp_path / "b.ome.tif", np.full((8, 8), value, np.uint8), description=head, metadata=None)
+        nibabel.save(nibabel.Nifti1Pair(np.full((8, 8, 4), value, np.int16), np.eye(4)), tmp_path / "pair.hdr")
+        for name in ("pair.hdr", "pair.img"):
+            (tmp_path / f"{name}.gz").write_bytes(gzip.compress((tmp_path / name).read_bytes(), mtime=0))
+        states.append([seen(str(tmp_path / name)).digested().digest for name in ("a.ome.tif", "pair.hdr.gz", "pair.img.gz")])
+    assert all(before != after for before, after in zip(*states, strict=True))
+
+
+def test_what_does_not_change_whole_volumes_does_not_prepare_them_again(scans, prepared):
+    for size, options in (((8, 8, 8), {}), ((4, 4, 4), {}), ((8, 8, 8), {"min_foreground": 0.5})):
+        data(scans, size, options).split("train")
+    data(scans, channels={"ct": {**HU, "low": -1000.0}, "t1": MR}).split("train")
+    assert len(prepared) == 3
+    data(scans, (8, 8)).split("train")
+    data(scans, (8, 6)).split("train")
+    assert len(prepared) == 9
 
 
 def test_other_content_of_the_same_size_and_time_is_seen(scans):

@@ -53,7 +53,13 @@ class Recipe:
 
     def facts(self) -> dict[str, Any]:
         """What the result depends on, as plain data."""
-        return {"version": VERSION, "order": list(self.columns), **asdict(self)}  # the first channel tells what is foreground
+        facts = {"version": VERSION, "order": list(self.columns), **asdict(self)}  # the first channel tells what is foreground
+        facts["rules"] = {name: {k: float(v) if isinstance(v, int) else v for k, v in rule.items()} for name, rule in self.rules.items()}
+        if len(self.size) == 3:  # whole volumes are kept, from which windows are cut
+            facts |= {"size": 3, "min_foreground": None, "tiles": None}
+            facts |= {} if self.resize else {"axes": None}
+            facts["frame"] = self.size[1:] if self.resize else None
+        return facts
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -137,7 +143,8 @@ class Recipe:
             raise MedgenError(f"{cell}: {found}; lower cut.tissue or the size, or leave it out")
         for first in range(0, len(places), _TILES):
             tiles = np.stack([slide.region(tile.y, tile.x, self.size[0], mpp=mpp) for tile in places[first : first + _TILES]])
-            planes = {name: tiles[:, plane or 0] for name, (_, plane) in self.columns.items()}
+            stack = Volume(np.moveaxis(tiles, 1, 0), meta={"file": cell})
+            planes = {name: one_plane(stack, name, plane).array[0] for name, (_, plane) in self.columns.items()}
             ranges = {name: self.maps[name].fit(values) for name, values in planes.items()}
             kept = {name: _compact(values, self.maps[name], ranges[name], values.dtype) for name, values in planes.items()}
             yield Prepared(kept, {}, None, ranges, None, volumetric=False)

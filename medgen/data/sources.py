@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
-from medgen.data.readers import parted
+from medgen.data.readers import format_of, parted
 
 _BLOCK = 1 << 20
-_PAIR = (".hdr", ".img")
-_HEADERS = (".mhd", ".nhdr")  # whose voxels may lie in other files of the folder
 
 
 @dataclass(frozen=True)
@@ -71,34 +68,17 @@ def _content(path: Path, state: str) -> str:
 
 
 def _name(file: Path, path: Path) -> str:
-    """What is hashed of a name: all of it inside a folder, the ending of the cell's own file, which may be moved."""
-    return str(file.relative_to(path)) if path.is_dir() else file.suffix
+    """What is hashed of a name: all of it inside a folder, the ending of the cell's own file, which may be renamed."""
+    if path.is_dir():
+        return str(file.relative_to(path))
+    return file.suffix if file == path else file.name
 
 
 def _files(path: Path) -> Iterator[Path]:
     if path.is_dir():
         yield from sorted(file for file in path.rglob("*") if file.is_file())
         return
-    yield path
-    ending = path.suffix.lower()
-    if ending in _PAIR:
-        yield from (
-            other for other in sorted(path.parent.glob(f"{_plain(path.stem)}.*")) if other.suffix.lower() in _PAIR and other != path
-        )
-    if ending in _HEADERS:
-        yield from _named(path)
-
-
-def _named(header: Path) -> list[Path]:
-    """The files of a header's folder that it names, also by a pattern such as slice%03d.raw."""
-    with header.open("rb") as file:
-        words = set(re.split(r"[\s=:,\"]+", file.read(1 << 16).decode("latin-1")))
-    found = {header.parent / word for word in words if word and "/" not in word and (header.parent / word).is_file()}
-    for pattern in (word for word in words if "%" in word and "/" not in word):
-        found |= set(header.parent.glob(f"{_plain(pattern.partition('%')[0])}*"))
-    return sorted(found - {header})
-
-
-def _plain(text: str) -> str:
-    """The text as a glob that stands for itself."""
-    return re.sub(r"([*?[])", r"[\1]", text)
+    try:
+        yield from format_of(path).files(path)
+    except Exception:  # a damaged header, which reading will tell
+        yield path

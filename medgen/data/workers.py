@@ -118,7 +118,8 @@ class _Worker:
         """The item's result; `_NOTHING` yet where the process only says that it has started."""
         if not heard:
             self.end()
-            return Failure(f"took longer than {self.limits.seconds:g} s and was stopped; the file is damaged or needs more time")
+            remedy = "the file is damaged, or give it more time (options.keep.seconds)"
+            return Failure(f"took longer than {self.limits.seconds:g} s and was stopped; {remedy}")
         try:
             kind, value = pickle.loads(self.connection.recv_bytes())
         except (EOFError, ConnectionError):
@@ -167,7 +168,7 @@ def _answer(function: Callable[[Any], Any], item: Any, limits: Limits) -> tuple[
     except MedgenError as error:
         return "refused", str(error)
     except MemoryError:
-        return "refused", f"needs more than {(limits.memory or 0) / GIB:.3g} GiB of memory"
+        return "refused", f"needs more than {(limits.memory or 0) / GIB:.3g} GiB of memory (options.keep.memory)"
     except Exception:
         return "fault", traceback.format_exc()
 
