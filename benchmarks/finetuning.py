@@ -33,7 +33,7 @@ from medgen.core.volume import Volume
 from medgen.data.files import FileData
 from medgen.evaluation.baselines import copy_source, fit_curve
 from medgen.evaluation.masks import body_mask
-from medgen.evaluation.report import lettered
+from medgen.evaluation.pictures import lettered
 from medgen.inference import Pretrained, load
 from medgen.metrics.pixel import psnr, ssim
 

@@ -34,7 +34,7 @@ from medgen.core.picture import gray, upright
 from medgen.core.random import Rng
 from medgen.data.files import FileData
 from medgen.evaluation.masks import body_mask
-from medgen.evaluation.report import lettered
+from medgen.evaluation.pictures import lettered
 from medgen.inference import Pretrained, load
 from medgen.inference.reconstruction import named_solver
 from medgen.metrics.pixel import psnr, ssim

@@ -26,17 +26,17 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from spine import METRICS, STEPS, cases, network_units, predictor, write_block
+from spine import METRICS, STEPS, predictor, work, write_block
 from torch import Tensor
 
-from medgen.cli.evaluate import images
 from medgen.core.picture import gray, upright
 from medgen.data.files import FileData
 from medgen.data.manifest import Manifest
 from medgen.evaluation.masks import body_mask
-from medgen.evaluation.report import lettered, summary
+from medgen.evaluation.pictures import heights, lettered, plane
+from medgen.evaluation.pixel import protocol, score_case, summary
 from medgen.evaluation.samples import write_samples_report
-from medgen.evaluation.volumes import evaluate_translation
+from medgen.evaluation.work import network_units, real_images
 from medgen.inference import Pretrained, load
 from medgen.metrics.pixel import psnr, ssim
 
@@ -47,8 +47,10 @@ SPACES = {"pixel space": "prior", "latent space": "latent"}
 def flow(manifest: Path, runs: Path, out: Path) -> None:
     """Scores the flow by the protocol of the spine and writes the whole table."""
     model = load(runs / "flow" / "checkpoints" / "last").with_sampler(steps=STEPS)
-    evaluation = evaluate_translation(predictor(model), cases(model, Manifest.read(manifest), "test"))
-    document = json.loads((out / "spine_translation.json").read_text()) | {FLOW: summary(evaluation)}
+    predict, setting = predictor(model), work(model, Manifest.read(manifest), "test")
+    made = [(predict(case.source), case) for case in setting.cases()]
+    scores = {**summary([row for image, case in made for row in score_case(image, case)]), "protocol": protocol(setting)}
+    document = json.loads((out / "spine_translation.json").read_text()) | {FLOW: scores}
     (out / "spine_translation.json").write_text(json.dumps(document, indent=2) + "\n")
     subjects = ("patient19", "stroke01")
     lines = ["| method | " + " | ".join(f"{s} {m.upper()}" for s in subjects for m in METRICS) + " |", "|---" * 7 + "|"]
@@ -59,10 +61,12 @@ def flow(manifest: Path, runs: Path, out: Path) -> None:
     write_block(out / "spine.md", "translation", lines)
     write_block(out / "second-half.md", "translation", lines)
     rows = []
-    for case in evaluation.shown:
-        source, target, result = (case.planes[k][1] for k in ("source", "target", "result"))
+    for image, case in made:
+        height = heights(case.body[0, 0], 2)[1]
+        source, target, result = (plane(shown, 2, height) for shown in (case.source, case.target, image))
         rows.append([*(gray(p, -1.0, 1.0) for p in (source, target, result)), gray(np.abs(result - target), 0.0, 1.0)])
-    Image.fromarray(lettered(rows, ["T1", "T2", "flow", "error"], [c.subject for c in evaluation.shown])).save(out / "second-half-flow.png")
+    subjects = [case.subject for _, case in made]
+    Image.fromarray(lettered(rows, ["T1", "T2", "flow", "error"], subjects)).save(out / "second-half-flow.png")
 
 
 def held_out(model: Pretrained, manifest: Path) -> tuple[FileData, Tensor]:
@@ -81,7 +85,7 @@ def synthesis(manifest: Path, runs: Path, out: Path) -> None:
         data, real = held_out(model, manifest)
         made = torch.stack([network_units(model, v) for v in model.generate(64, seed=0)])
         name = f"second-half-synthesis-{run}"
-        reports.append(write_samples_report(made, images(data, "train", ("t1",)), real, out, name, overwrite=True))
+        reports.append(write_samples_report(made, real_images(data, "train", ("t1",)), real, out, name, overwrite=True))
     n = reports[0]["n"]["in_ratio"]
     ratios = [f"{r['frechet']['ratio']:.2f}" for r in reports]
     lines.append(f"| feature distance over the real-against-real floor (n = {n}) | {' | '.join(ratios)} |")

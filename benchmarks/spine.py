@@ -23,14 +23,14 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import max_pool3d
 
-from medgen.cli.evaluate import images, network_units, paired
 from medgen.core.picture import gray
 from medgen.data.files import FileData
 from medgen.data.manifest import Manifest
 from medgen.evaluation.baselines import copy_source, fit_curve
-from medgen.evaluation.report import lettered, summary
+from medgen.evaluation.pictures import heights, lettered, plane
+from medgen.evaluation.pixel import protocol, score_case, summary
 from medgen.evaluation.samples import write_samples_report
-from medgen.evaluation.volumes import Evaluation, PairedCase, evaluate_translation
+from medgen.evaluation.work import Case, Work, network_units, real_images
 from medgen.inference import Pretrained, load
 
 SUBJECTS = {"patient07": ("train", "ms_brain"), "patient19": ("test", "ms_brain"), "stroke01": ("test", "stroke_brain")}
@@ -55,10 +55,9 @@ def write_manifest(data: Path, path: Path) -> None:
     path.write_text("\n".join(lines) + "\n")
 
 
-def cases(model: Pretrained, manifest: Manifest, split: str) -> list[PairedCase]:
+def work(model: Pretrained, manifest: Manifest, split: str) -> Work:
     """Whole volumes on the grid that all four models share, in network units, with their body masks."""
-    rows = manifest.split(split)
-    return [paired(model, rows, row) for row in rows.rows]
+    return Work(model, manifest, Path("."), split)
 
 
 def predictor(model: Pretrained) -> Callable[[Tensor], Tensor]:
@@ -76,21 +75,24 @@ def translation(manifest_path: Path, runs: Path, out: Path) -> None:
     models = {name: load(runs / name / "checkpoints" / "last") for name in MODELS}
     models["diffusion"] = models["diffusion"].with_sampler(steps=STEPS)
     first = models["regression"]
-    training = [(c.source, c.target, c.mask) for c in cases(first, manifest, "train")]
-    test = cases(first, manifest, "test")
+    training = [(c.source[0], c.target[0], c.body[0]) for c in work(first, manifest, "train").cases()]
+    test = list(work(first, manifest, "test").cases())
     methods = {"copy of the source": copy_source, "fitted monotone curve": fit_curve(training)}
     methods |= {MODELS[name]: predictor(model) for name, model in models.items()}
-    found: dict[str, Evaluation] = {}
+    made: dict[str, list[Tensor]] = {}
     for name, predict in methods.items():
         start = time.perf_counter()
-        found[name] = evaluate_translation(predict, test)
+        made[name] = [predict(case.source) for case in test]
         print(f"{name}: {time.perf_counter() - start:.0f} s", flush=True)
-    document = {name: summary(e) for name, e in found.items()}
+    rows = {
+        name: [row for image, case in zip(images, test, strict=True) for row in score_case(image, case)] for name, images in made.items()
+    }
+    document = {name: {**summary(found), "protocol": protocol(work(first, manifest, "test"))} for name, found in rows.items()}
     (out / "spine_translation.json").write_text(json.dumps(document, indent=2) + "\n")
-    Image.fromarray(translation_picture(found)).save(out / "spine_translation.png")
+    Image.fromarray(translation_picture(made, test)).save(out / "spine_translation.png")
     lines = ["| method | " + " | ".join(f"{s} {m.upper()}" for s in ("patient19", "stroke01") for m in METRICS) + " |", "|---" * 7 + "|"]
-    for name, evaluation in found.items():
-        values = {(r.subject, m): r.values[m] for r in evaluation.rows if r.region == "body" for m in METRICS}
+    for name, found in rows.items():
+        values = {(r.subject, m): r.values[m] for r in found if r.region == "body" for m in METRICS}
         cells = [f"{values[s, m]:.{2 if m == 'psnr' else 3}f}" for s in ("patient19", "stroke01") for m in METRICS]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     write_block(out / "spine.md", "translation", lines)
@@ -104,7 +106,7 @@ def synthesis(manifest: Path, runs: Path, out: Path) -> None:
     held_out = [data.split("test").case(i, np.random.default_rng(0)) for i in range(len(data.split("test")))]
     held_out = torch.from_numpy(np.stack([case["t1"] for case in held_out if case["subject"] == "patient19"]))
     made = torch.stack([network_units(model, v) for v in model.generate(64, seed=0)])
-    report = write_samples_report(made, images(data, "train", ("t1",)), held_out, out, "spine_synthesis", overwrite=True)
+    report = write_samples_report(made, real_images(data, "train", ("t1",)), held_out, out, "spine_synthesis", overwrite=True)
     near = report["nearest_training"]
     lines = ["| quantity | value |", "|---|---|"]
     lines += [f"| feature distance over the real-against-real floor (n = {report['n']['in_ratio']}) | {report['frechet']['ratio']:.2f} |"]
@@ -119,8 +121,8 @@ def rim(manifest_path: Path, runs: Path, out: Path) -> None:
     """Prints, per subject, what the outermost voxels of the body mask are like and how much of the L1 U-Net's error lies there."""
     manifest, model = Manifest.read(manifest_path), load(runs / "regression" / "checkpoints" / "last")
     for split in ("train", "test"):
-        for case in cases(model, manifest, split):
-            body = case.mask.expand_as(case.target)
+        for case in work(model, manifest, split).cases():
+            body = case.body.expand_as(case.target)
             inside = -max_pool3d(-body.float().reshape(1, 1, *body.shape[-3:]), 3, 1, 1).reshape(body.shape) > 0
             outermost = body & ~inside
             error = (predictor(model)(case.source) - case.target).square()
@@ -132,17 +134,17 @@ def rim(manifest_path: Path, runs: Path, out: Path) -> None:
             )
 
 
-def translation_picture(found: dict[str, Evaluation]) -> np.ndarray:
+def translation_picture(made: dict[str, list[Tensor]], test: list[Case]) -> np.ndarray:
     """Two rows per subject: source, target and every method's result; below, the absolute error on one scale."""
-    shown = {name: e.shown for name, e in found.items() if "copy" not in name}
+    made = {name: images for name, images in made.items() if "copy" not in name}
     rows, marks = [], []
-    for index, case in enumerate(next(iter(shown.values()))):
-        target = case.planes["target"][1]
-        results = [cases_[index].planes["result"][1] for cases_ in shown.values()]
-        rows.append([gray(plane, -1.0, 1.0) for plane in (case.planes["source"][1], target, *results)])
+    for index, case in enumerate(test):
+        height = heights(case.body[0, 0], 2)[1]
+        source, target, *results = (plane(image, 2, height) for image in (case.source, case.target, *(m[index] for m in made.values())))
+        rows.append([gray(shown, -1.0, 1.0) for shown in (source, target, *results)])
         rows.append([gray(np.zeros_like(target), 0.0, 1.0)] * 2 + [gray(np.abs(result - target), 0.0, 1.0) for result in results])
         marks += [case.subject, "absolute error"]
-    return lettered(rows, ["T1", "T2", *(SHORT[name] for name in shown)], marks)
+    return lettered(rows, ["T1", "T2", *(SHORT[name] for name in made)], marks)
 
 
 def write_block(path: Path, name: str, lines: list[str]) -> None:

@@ -299,8 +299,10 @@ def stripped(seed: int, shape: tuple[int, ...] = (18, 14, 12), low: float = -0.8
 
 
 def evaluated(tmp_path: Path, table: Path, *arguments: str) -> dict:
-    main(["evaluate", "any", "--data", str(table), "-o", str(tmp_path / "report"), *arguments])
-    return json.loads((tmp_path / "report" / "evaluation.json").read_text())
+    """What the part "pixel" has in the JSON."""
+    main(["evaluate", "any", "--data", str(table), "-o", str(tmp_path / "report"), "--parts", "pixel", *arguments])
+    section = json.loads((tmp_path / "report" / "evaluation.json").read_text())["sections"]["pixel"]
+    return {**section["numbers"], "protocol": section["protocol"]}
 
 
 def test_a_constant_offset_scores_in_closed_form_per_volume(offset, tmp_path, capsys):
@@ -320,7 +322,7 @@ def test_a_constant_offset_scores_in_closed_form_per_volume(offset, tmp_path, ca
     low, high = report["regions"]["body"]["nmse"]["interval"]
     assert low < report["regions"]["body"]["nmse"]["mean"] < high
     assert "3 volumes of 3 subjects" in capsys.readouterr().out
-    with Image.open(tmp_path / "report" / "evaluation.png") as picture:
+    with Image.open(tmp_path / "report" / "figures" / "pixel_1.png") as picture:
         pixels = np.asarray(picture)
     width = (pixels.shape[1] - 3 * 2) // 4
     head_of_line = pixels[40:44, -width + 8 : -8]  # the difference map: red, as 0.1 of an edge of 0.5
@@ -339,7 +341,7 @@ def test_a_perfect_model_has_no_mean_psnr_and_says_why(offset, tmp_path, capsys)
     scores = evaluated(tmp_path, manifest(tmp_path, {"a": stripped(0), "b": stripped(1)}))["regions"]["whole"]
     assert scores["psnr"]["mean"] is None and "infinite" in scores["psnr"]["reason"]
     assert scores["mae"]["mean"] == 0 and scores["ssim"]["mean"] == pytest.approx(1)
-    assert "psnr -" in capsys.readouterr().out
+    assert "the PSNR is infinite" in capsys.readouterr().out
 
 
 def test_the_body_in_ct_is_above_minus_500_hounsfield(offset, tmp_path):
@@ -405,14 +407,16 @@ def test_samples_are_compared_with_the_split_and_with_training(generator, tmp_pa
         scan(tmp_path / f"s{i}.nii.gz", i)
         rows.append(f"s{i},{split},s{i}.nii.gz,{i % 2}")
     (tmp_path / "m.csv").write_text("\n".join(rows))
-    command = ["evaluate", str(generator), "--data", str(tmp_path / "m.csv"), "-o", str(tmp_path / "r"), "-n", "4"]
+    command = ["evaluate", str(generator), "--data", str(tmp_path / "m.csv"), "-o", str(tmp_path / "r"), "--parts", "samples", "-n", "4"]
     main(command)
     report = json.loads((tmp_path / "r" / "evaluation.json").read_text())
-    assert report["n"]["samples"] == 4 and report["n"]["training"] == 2 * report["n"]["held_out"]
-    assert (tmp_path / "r" / "evaluation.png").is_file()
-    assert "real-against-real" in capsys.readouterr().out
+    n = report["sections"]["samples"]["numbers"]["n"]
+    assert report["n"]["samples"] == n["samples"] == 4 and n["training"] == 2 * n["held_out"]
+    assert (tmp_path / "r" / "figures" / "samples_1.png").is_file()
+    assert "as real images are" in capsys.readouterr().out
     assert "no row has split 'external'" in refused(capsys, *command, "--overwrite", "--split", "external")
-    assert "at least 2" in refused(capsys, *command[:-1], "1", "--overwrite")
+    main([*command[:-1], "1", "--overwrite"])
+    assert "at least 2" in json.loads((tmp_path / "r" / "evaluation.json").read_text())["sections"]["samples"]["skipped"]
 
 
 # ---------------------------------------------------------------- zoo

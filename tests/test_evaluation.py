@@ -1,6 +1,7 @@
-"""Masks with known shapes, curves with known answers, scores per volume, and reports that say what they leave out."""
+"""Masks with known shapes, curves with known answers, scores per volume, and sums that say what they leave out."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,8 @@ from PIL import Image
 
 from medgen.core.errors import MedgenError
 from medgen.core.intensity import MRPercentile
-from medgen.evaluation import baselines, masks, report, samples, volumes
+from medgen.evaluation import baselines, masks, pictures, pixel, samples
+from medgen.evaluation.work import Case
 
 
 def ball(size: tuple[int, ...], radius: float) -> torch.Tensor:
@@ -17,12 +19,18 @@ def ball(size: tuple[int, ...], radius: float) -> torch.Tensor:
     return sum(a**2 for a in torch.meshgrid(*axes, indexing="ij")) < radius**2
 
 
-def case(subject: str = "a", size: tuple[int, ...] = (24, 22, 20), seed: int = 0) -> volumes.PairedCase:
+def case(subject: str = "a", size: tuple[int, ...] = (24, 22, 20), seed: int = 0) -> Case:
     """A skull-stripped head: source and target vary inside a ball, -1 outside."""
     draw = torch.Generator().manual_seed(seed)
     inside = ball(size, 8)
-    source = torch.where(inside, torch.rand(size, generator=draw) * 1.6 - 0.8, -1.0)
-    return volumes.PairedCase(subject, source[None, None], torch.where(inside, -source, -1.0)[None, None])
+    source = torch.where(inside, torch.rand(size, generator=draw) * 1.6 - 0.8, -1.0)[None, None]
+    target = torch.where(inside, -source, -1.0)
+    return Case(seed, subject, {}, source, target, masks.body_mask(torch.cat([source, target], 1)[0])[None])
+
+
+def scores(made, pair: Case) -> dict[str, dict[str, float]]:
+    """Region -> metric -> score."""
+    return {row.region: row.values for row in pixel.score_case(made, pair)}
 
 
 @pytest.mark.parametrize("size", [(40, 36), (24, 22, 20)])
@@ -87,11 +95,18 @@ def test_isotonic_regression_is_the_constrained_least_squares_answer():
     assert baselines.isotonic(np.array([4.0, 3.0, 2.0]), np.array([1.0, 1.0, 2.0])) == pytest.approx([2.75] * 3)
 
 
+def test_the_line_is_the_least_squares_one():
+    source = torch.linspace(-1, 1, 200, dtype=torch.float64).reshape(1, 10, 20)
+    noise = torch.from_numpy(np.random.default_rng(0).normal(0, 0.1, (1, 10, 20)))
+    target = 0.3 - 0.5 * source + noise
+    line = baselines.fit_line([(source, target, torch.ones(1, 10, 20, dtype=torch.bool))])
+    assert np.allclose([line.slope, line.offset], np.polyfit(source.flatten().numpy(), target.flatten().numpy(), 1))
+
+
 def test_the_curve_is_fitted_on_training_subjects_and_inverts_the_test_subject():
     train, test = case("train", seed=1), case("test", seed=2)
-    curve = baselines.fit_curve([(train.source[0], train.target[0], masks.body_mask(train.source[0]))])
-    rows = {r.region: r.values for r in volumes.evaluate_translation(curve, [test]).rows}
-    assert rows["body"]["psnr"] > 50
+    curve = baselines.fit_curve([(train.source[0], train.target[0], train.body[0])])
+    assert scores(curve(test.source), test)["body"]["psnr"] > 50
     assert torch.equal(curve(test.source)[test.source == -1], test.target[test.source == -1])
     with pytest.raises(MedgenError, match="no voxel"):
         baselines.fit_curve([(train.source[0], train.target[0], torch.zeros_like(train.source[0], dtype=torch.bool))])
@@ -103,84 +118,92 @@ def test_the_score_is_over_the_volume_and_not_a_mean_over_slices():
     made = pair.target.clone()
     made[..., 10] += 0.4
     made[..., :10] += 0.004
-    rows = volumes.evaluate_translation(lambda _: made, [pair]).rows
-    whole = next(r.values["psnr"] for r in rows if r.region == "whole")
+    whole = scores(made, pair)["whole"]["psnr"]
     assert whole == pytest.approx(10 * np.log10(4 / ((0.16 + 10 * 0.004**2) / 20)), abs=1e-3)
     errors = (made - pair.target).square().mean((0, 1, 2, 3))[:11]
     assert float((10 * torch.log10(4 / errors)).mean()) > whole + 10
 
 
-def test_air_does_not_count_in_the_body():
+def test_air_does_not_count_in_the_body_and_classes_are_regions():
     pair = case()
-    made = pair.target + 0.2
-    rows = {r.region: r.values for r in volumes.evaluate_translation(lambda _: made, [pair]).rows}
-    assert rows["body"]["mae"] == pytest.approx(0.2, rel=1e-5)
-    half = torch.where(masks.body_mask(pair.source[0]), pair.target + 0.2, pair.target)
-    rows = {r.region: r.values for r in volumes.evaluate_translation(lambda _: half, [pair]).rows}
-    assert rows["body"]["mae"] == pytest.approx(0.2, rel=1e-5)
-    assert rows["whole"]["mae"] == pytest.approx(0.2 * float(ball((24, 22, 20), 8).float().mean()), rel=1e-5)
+    assert scores(pair.target + 0.2, pair)["body"]["mae"] == pytest.approx(0.2, rel=1e-5)
+    half = torch.where(pair.body, pair.target + 0.2, pair.target)
+    found = scores(half, pair)
+    assert found["body"]["mae"] == pytest.approx(0.2, rel=1e-5)
+    assert found["whole"]["mae"] == pytest.approx(0.2 * float(ball((24, 22, 20), 8).float().mean()), rel=1e-5)
+    inner = ball((24, 22, 20), 3)[None, None]
+    labelled = replace(pair, regions={"part": inner.long() * 2})
+    found = scores(torch.where(inner, pair.target + 0.3, pair.target), labelled)
+    assert set(found) == {"body", "whole", "part=2"} and found["part=2"]["mae"] == pytest.approx(0.3, rel=1e-5)
 
 
 def test_what_cannot_be_evaluated_is_refused():
     pair = case("p7")
     for words, call in {
-        "empty": lambda: volumes.evaluate_translation(baselines.copy_source, []),
-        "p7: the prediction has shape": lambda: volumes.evaluate_translation(lambda s: s[..., 1:], [pair]),
-        "p7: the prediction holds NaN": lambda: volumes.evaluate_translation(lambda s: s / 0, [pair]),
-        "the range is 2.0": lambda: volumes.evaluate_translation(baselines.copy_source, [pair], data_range=1.0),
+        "p7: the prediction has shape": lambda: pixel.score_case(pair.source[..., 1:], pair),
+        "p7: the prediction holds NaN": lambda: pixel.score_case(pair.source / 0, pair),
     }.items():
         with pytest.raises(MedgenError, match=words):
             call()
 
 
-def test_one_subject_is_reported_without_an_interval_and_says_why(tmp_path):
-    files = report.write_report(volumes.evaluate_translation(baselines.copy_source, [case("only")]), tmp_path)
-    found = json.loads(files[0].read_text())
+def test_one_subject_has_no_interval_and_says_why():
+    pair = case("only")
+    found = pixel.summary(pixel.score_case(pair.source, pair))
     psnr = found["regions"]["body"]["psnr"]
     assert (found["n_volumes"], found["n_subjects"], found["data_range"]) == (1, 1, 2.0)
     assert psnr["interval"] is None
     assert "one subject" in psnr["reason"]
     assert psnr["volumes"] == [{"subject": "only", "value": psnr["mean"]}]
-    with Image.open(files[1]) as picture:
-        times = 6  # a column of 24 pixels is enlarged until its title fits
-        assert picture.size[1] == 16 + times * 3 * 22 + 2 * 2
-        assert picture.size[0] > times * 4 * 24 + 3 * 2 + 8, "the subject's name stands beside its row"
-    with pytest.raises(MedgenError, match="--overwrite"):
-        report.write_report(volumes.evaluate_translation(baselines.copy_source, [case()]), tmp_path)
 
 
-def test_several_subjects_have_intervals_and_a_table():
-    evaluation = volumes.evaluate_translation(baselines.copy_source, [case(s, seed=i) for i, s in enumerate("abc")])
-    found = report.summary(evaluation)["regions"]["whole"]["ssim"]
+def test_several_subjects_have_intervals_and_paired_differences():
+    pairs = [case(s, seed=i) for i, s in enumerate("abc")]
+    rows = [row for pair in pairs for row in pixel.score_case(pair.source, pair)]
+    found = pixel.summary(rows)["regions"]["whole"]["ssim"]
     assert found["interval"][0] < found["mean"] < found["interval"][1]
     assert found["mean"] == pytest.approx(np.mean([v["value"] for v in found["volumes"]]))
-    lines = report.markdown_table({"copy": evaluation}).splitlines()
-    assert lines[0] == "| method | PSNR | SSIM | NMSE | MAE |"
-    assert lines[2].startswith("| copy | ")
+    nearer = [row for pair in pairs for row in pixel.score_case((pair.source + pair.target) / 2, pair)]
+    gap = pixel.difference(nearer, rows, "psnr")
+    assert gap.value == pytest.approx(20 * np.log10(2)) and gap.interval == pytest.approx((gap.value, gap.value))
 
 
-def test_equal_images_make_a_report_that_json_can_hold():
-    evaluation = volumes.evaluate_translation(lambda s: torch.where(s > -1, -s, s), [case()])
-    found = report.summary(evaluation)["regions"]["body"]["psnr"]
-    assert found["mean"] is None
-    assert "infinite" in found["reason"]
-    json.dumps(report.summary(evaluation), allow_nan=False)
+def test_equal_images_make_plain_data_that_json_can_hold():
+    pair = case()
+    found = pixel.summary(pixel.score_case(pair.target, pair))
+    assert found["regions"]["body"]["psnr"]["mean"] is None
+    assert "infinite" in found["regions"]["body"]["psnr"]["reason"]
+    json.dumps(found, allow_nan=False)
 
 
 def test_a_thin_volume_is_scored_without_ssim():
-    found = report.summary(volumes.evaluate_translation(baselines.copy_source, [case(size=(24, 22, 5))]))["regions"]["whole"]
+    pair = case(size=(24, 22, 5))
+    found = pixel.summary(pixel.score_case(pair.source, pair))["regions"]["whole"]
     assert found["psnr"]["mean"] > 0
     assert found["ssim"]["mean"] is None
     assert "shorter than its window" in found["ssim"]["reason"]
 
 
 def test_the_difference_map_shows_the_sign():
-    colours = report.signed(np.array([[0.0, 0.5, -0.5, 9.0]]), 0.5)[0]
+    colours = pictures.signed(np.array([[0.0, 0.5, -0.5, 9.0]]), 0.5)[0]
     assert colours[:, 0].tolist() == [0, 255, 0, 255]
     assert colours[:, 2].tolist() == [0, 0, 255, 0]
 
 
-def pictures(n: int, seed: int) -> torch.Tensor:
+def test_a_case_is_cut_where_it_is_worst_and_its_name_stands_beside_it():
+    pair = case("only")
+    made = pair.target.clone()
+    made[:, :, 10:12, 10:12, 9] = 1.0
+    assert pictures.worst_height(made - pair.target, pair.body, 2) == 9
+    picture = pictures.cases_picture([pictures.Cut("only", {"truth": pair.target, "result": made}, 9)], 2)
+    times = 6  # a column of 24 pixels is enlarged until its title fits
+    assert picture.shape[0] == 16 + times * 22
+    assert picture.shape[1] > times * 3 * 24 + 2 * 2 + 8
+    last = picture[16:, -times * 24 :]
+    assert (last[..., 0].max(), last[..., 2].max()) == (255, 0), "too bright is red"
+
+
+def smooth(n: int, seed: int) -> torch.Tensor:
     """Smooth random pictures, so that they have a texture and a neighbourhood."""
     x = torch.randn(n, 1, 40, 40, generator=torch.Generator().manual_seed(seed))
     for _ in range(6):
@@ -190,8 +213,8 @@ def pictures(n: int, seed: int) -> torch.Tensor:
 
 
 def test_new_images_of_the_same_law_stand_at_the_floor_and_copies_are_found(tmp_path):
-    training, held_out = pictures(80, 0), pictures(60, 1)
-    new = samples.evaluate_samples(pictures(60, 2), training, held_out)
+    training, held_out = smooth(80, 0), smooth(60, 1)
+    new = samples.evaluate_samples(smooth(60, 2), training, held_out)
     assert 0.8 < new["frechet"]["ratio"] < 1.25
     assert new["nearest_training"]["share_nearer_than_5th_percentile"] < 0.2
     copies = samples.write_samples_report(training[:40] + 0.01, training, held_out, tmp_path)
@@ -209,15 +232,14 @@ def test_the_curve_on_a_real_head(shared_data):
     """patient07 fits, patient19 is scored: falling, and 16.4 dB in the brain with the 99th percentile scaling (16.8 with the 99.5th)."""
     import nibabel
 
-    def head(patient: str) -> volumes.PairedCase:
+    def head(patient: str) -> Case:
         folder = shared_data / "ms_brain" / patient
         arrays = [nibabel.load(folder / f"{c}.nii.gz").get_fdata(dtype=np.float32)[::2, ::2, ::2] for c in ("T1", "T2")]
         rule = MRPercentile()
         source, target = (torch.from_numpy(rule.forward(a, **rule.fit(a)))[None, None] for a in arrays)
-        return volumes.PairedCase(patient, source, target)
+        return Case(0, patient, {}, source, target, masks.body_mask(torch.cat([source, target], 1)[0])[None])
 
     train, test = head("patient07"), head("patient19")
     curve = baselines.fit_curve([(train.source[0], train.target[0], masks.body_mask(train.source[0]))])
     assert curve.falling
-    rows = {r.region: r.values for r in volumes.evaluate_translation(curve, [test]).rows}
-    assert rows["body"]["psnr"] == pytest.approx(16.4, abs=0.3)
+    assert scores(curve(test.source), test)["body"]["psnr"] == pytest.approx(16.4, abs=0.3)

@@ -350,13 +350,16 @@ def test_cells_and_grid_agree():
 
 def test_evaluate_scores_a_reconstruction_model(checkpoints, capsys):
     (checkpoints / "m.csv").write_text("subject,split,t1\ns,test,t1.nii.gz\n")
-    main(["evaluate", str(checkpoints / "l1"), "--data", str(checkpoints / "m.csv"), "-o", str(checkpoints / "report")])
-    report = json.loads((checkpoints / "report" / "evaluation.json").read_text())
+    main(["evaluate", str(checkpoints / "l1"), "--data", str(checkpoints / "m.csv"), "-o", str(checkpoints / "report"), "--parts", "pixel"])
+    report = json.loads((checkpoints / "report" / "evaluation.json").read_text())["sections"]["pixel"]["numbers"]
     model = load(checkpoints / "l1")
     acquired = model.simulate(checkpoints / "t1.nii.gz")
     mse = float(((model.reconstruct(acquired).image.array - read(checkpoints / "t1.nii.gz").array) ** 2).mean())
     value = report["regions"]["whole"]["psnr"]["volumes"][0]["value"]
     assert value == pytest.approx(10 * math.log10(255**2 / mse), abs=0.01)
+    peak = float(read(checkpoints / "t1.nii.gz").array.max())
+    assert report["fastmri"]["psnr"]["mean"] == pytest.approx(10 * math.log10(peak**2 / mse), abs=0.1), "its range is the volume's maximum"
+    assert set(report["baselines"]) == {"zero-filled"}
 
 
 def test_a_prior_can_be_trained_on_after_it_was_used():

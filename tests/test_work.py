@@ -8,12 +8,16 @@ import torch
 
 from medgen.core.contract import Contract
 from medgen.core.errors import MedgenError
+from medgen.core.levels import Karras
 from medgen.core.volume import Volume
 from medgen.data.manifest import Manifest
+from medgen.evaluation.cost import Calls
 from medgen.evaluation.section import Estimate, Level, Section, skipped
-from medgen.evaluation.work import Calls, Work
+from medgen.evaluation.work import Work, network_units
 from medgen.inference import Pretrained
 from medgen.metrics.monitor import PSNR, FeatureDistance
+from medgen.samplers.euler import Euler
+from medgen.samplers.heun import Heun
 from medgen.tasks.synthesis import Synthesis
 from medgen.tasks.translation import Translation
 
@@ -76,10 +80,10 @@ def test_an_answer_is_made_once_and_draws_are_averaged(work):
     case = setting.case(0)
     with Calls(setting.model.model) as calls:
         first = setting.made(case, draws=True)
-        assert calls.count == first.evaluations == 3
+        assert calls.count == first.cost.evaluations == 3
         again = work(draws=3).made(case, draws=True)
         assert calls.count == 3
-    assert first.draws.shape == (3, 1, *SHAPE) and first.seconds > 0
+    assert first.draws.shape == (3, 1, *SHAPE) and first.cost.seconds > 0 and first.cost.memory > 0
     torch.testing.assert_close(first.image[0], first.draws.mean(0))
     torch.testing.assert_close(first.std[0], first.draws.std(0))
     assert torch.equal(first.image, again.image)
@@ -93,6 +97,16 @@ def test_another_seed_model_or_manifest_is_another_answer(work):
     changed.model.model.network.weight.data.fill_(0.25)
     assert not torch.equal(changed.made(changed.case(0)).image, first)
     assert torch.equal(work().made(setting.case(0)).image, first)
+
+
+def test_the_same_sampler_in_another_process_is_the_same_evaluation(work):
+    def kept(sampler) -> str:
+        setting = work()
+        setting.model.model.sampler = sampler
+        return setting.kept.name
+
+    assert kept(Heun(Karras(), steps=5)) == kept(Heun(Karras(), steps=5))
+    assert len({kept(Heun(Karras(), 5)), kept(Heun(Karras(), 6)), kept(Heun(Karras(0.1), 5)), kept(Euler(Karras(), 5))}) == 4
 
 
 def test_processes_share_the_cases_and_the_samples(work):
@@ -110,7 +124,7 @@ def test_processes_share_the_cases_and_the_samples(work):
     parts = [work(synthesis, samples=5, seed=4, place=place, places=2) for place in range(2)]
     for number in (1, 3):
         (volume,) = parts[1].model.generate(5, 4, {}, only=[number])
-        np.save(parts[1]._sample_path(number), parts[1].network_units(volume).numpy())
+        np.save(parts[1]._sample_path(number), network_units(parts[1].model, volume).numpy())
     assert torch.equal(parts[0].drawn(), work(synthesis, samples=5, seed=4).drawn())
 
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 
+from medgen.cli.progress import bars
 from medgen.core.errors import MedgenError
-from medgen.data.check.checker import Checked, Progress, check
+from medgen.data.check.checker import Checked, check
 from medgen.data.check.document import document, headline
 from medgen.data.check.report import as_json, paths, write
 
@@ -19,7 +18,7 @@ def run(options: argparse.Namespace) -> None:
     """Write report.html and report.json and print the findings, or print the JSON alone; end with status 1 if any is an error."""
     if not options.json:
         paths(options.output, options.overwrite)  # before an hour of reading
-    with _progress() as progress:
+    with bars() as progress:
         checked = check(options.manifest, _said(options.column), options.workers, progress)
         written = None if options.json else write(checked, options.output, options.overwrite, options.workers or 1, progress)
     if written is None:
@@ -51,22 +50,3 @@ def _show(checked: Checked) -> None:
     for finding in checked.findings:
         style = STYLES[finding.severity]
         console.print(f"[{style}]{finding.severity}[/] {escape(finding.found)}\n  [dim]-> {escape(finding.remedy)}[/]")
-
-
-@contextmanager
-def _progress() -> Iterator[Progress]:
-    """A bar for each stage on a terminal's standard error."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bars
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Bars(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bars:
-        tasks: dict[str, int] = {}
-
-        def told(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bars.add_task(what, total=total)
-            bars.update(tasks[what], completed=done)
-
-        yield told

@@ -6,16 +6,14 @@ import argparse
 import shutil
 from pathlib import Path
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from medgen.checkpoint import build
 from medgen.cli.configs import compose, resolved
-from medgen.cli.evaluate import network_units
 from medgen.cli.run import new_run
 from medgen.core.errors import MedgenError
 from medgen.evaluation.samples import write_samples_report
+from medgen.evaluation.work import network_units, real_images
 from medgen.inference import load
 
 LIMIT = 4.0  # times the real-against-real feature distance; the run in zoo/brain_phantom/card.md is well below
@@ -46,15 +44,8 @@ def run(options: argparse.Namespace) -> None:
         volume.save(folder / "samples" / f"sample_{index:03d}.nii.gz")
     made = torch.stack([network_units(model, v) for v in volumes])
     data = build(config["data"]["source"], trusted=True)
-    report = write_samples_report(made, images(data, "train"), images(data, "test"), folder, "report")
+    report = write_samples_report(made, *(real_images(data, split, ["t1"]) for split in ("train", "test")), folder, "report")
     _say(report, folder)
-
-
-def images(data, split: str) -> Tensor:
-    """All T1 images of a split of the phantom: (N, 1, H, W)."""
-    cases = data.split(split)
-    rng = np.random.default_rng(0)
-    return torch.from_numpy(np.stack([cases.case(i, rng)["t1"] for i in range(len(cases))]))
 
 
 def _say(report: dict, folder: Path) -> None:

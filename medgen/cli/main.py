@@ -53,6 +53,7 @@ def parser() -> argparse.ArgumentParser:
     _translate(commands.add_parser("translate", help="make the target modality of an image"))
     _reconstruct(commands.add_parser("reconstruct", help="make the image that a measurement is of, and say how sure it is"))
     _evaluate(commands.add_parser("evaluate", help="score a model on the images of a manifest"))
+    _benchmark(commands.add_parser("benchmark", help="the same cases through several models, side by side"))
     _data(commands.add_parser("data", help="list, check, split and fetch images before training"))
     _import(commands.add_parser("import", help="bring a model of diffusers or MONAI into a checkpoint"))
     _zoo(commands.add_parser("zoo", help="list, show or add pretrained models"))
@@ -132,11 +133,33 @@ def _reconstruct(parser: argparse.ArgumentParser) -> None:
 def _evaluate(parser: argparse.ArgumentParser) -> None:
     _model(parser)
     _output(parser)
+    _judged(parser)
+    parser.add_argument("--labels", action="append", default=[], metavar="NAME=CLASSES", help="a label map of the manifest, for regions")
+    parser.add_argument("--domain", metavar="COLUMN", help="compare over the values of a column: site, scanner, field, sex, ...")
+    parser.add_argument("--parts", nargs="+", metavar="PART", help="only these: pixel samples feature task hallucination calibration ...")
+    parser.add_argument("--quick", action="store_true", help="leave out what trains networks")
+    parser.add_argument("--checks", action="store_true", help="say what a model card needs and whether the report has it")
+    parser.set_defaults(run=_lazy("evaluate"))
+
+
+def _benchmark(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--models", nargs="+", required=True, metavar="MODEL", help="zoo names, run or checkpoint folders, hf://owner/repo")
+    _drawn(parser)
+    _sampling(parser)
+    _output(parser)
+    _judged(parser)
+    parser.add_argument(
+        "--baseline", nargs="+", metavar="NAME", help="beside: copy, line, curve, zero-filled, none (default: all that apply)"
+    )
+    parser.set_defaults(run=_lazy("benchmark"))
+
+
+def _judged(parser: argparse.ArgumentParser) -> None:
+    """What evaluation and benchmark share."""
     parser.add_argument("--data", required=True, help="manifest (CSV) with columns subject, split and the model's channels")
     parser.add_argument("--split", default="test", help="split to score (default test)")
     parser.add_argument("--draws", type=_positive, default=1, help="translation and reconstruction: samples to average (default 1)")
     parser.add_argument("-n", type=_positive, default=64, help="synthesis: samples to draw (default 64)")
-    parser.set_defaults(run=_lazy("evaluate"))
 
 
 def _data(parser: argparse.ArgumentParser) -> None:
@@ -244,8 +267,13 @@ def _zoo(parser: argparse.ArgumentParser) -> None:
     add.add_argument("name", help="name in the zoo")
     add.add_argument("--zoo", default="zoo", help="zoo folder (default ./zoo)")
     add.add_argument("--card", help="Markdown file with the model's card")
+    add.add_argument("--report", metavar="JSON", help="evaluation.json of the model: its headline numbers, and a card where there is none")
     add.add_argument("--half", action="store_true", help="keep float16 numbers: half the bytes")
     add.add_argument("--overwrite", action="store_true", help="replace a model of that name")
+    card = actions.add_parser("card", help="a model card from a report of `medgen evaluate`")
+    card.add_argument("report", metavar="REPORT", help="evaluation.json, or the folder that holds it")
+    card.add_argument("-o", "--output", metavar="FILE", help="Markdown file to write (default: print it)")
+    card.add_argument("--overwrite", action="store_true", help="replace an existing file")
     parser.set_defaults(run=_lazy("zoo"))
 
 
@@ -265,12 +293,20 @@ def _doctor(parser: argparse.ArgumentParser) -> None:
 
 def _basic(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="zoo name, run folder, checkpoint folder or hf://owner/repo")
+    _drawn(parser)
+
+
+def _drawn(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=_seed, default=0, help="of all random draws (default 0)")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 or auto (default)")
 
 
 def _model(parser: argparse.ArgumentParser) -> None:
     _basic(parser)
+    _sampling(parser)
+
+
+def _sampling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sampler", help=f"walk the reverse process another way: {_samplers()}")
     parser.add_argument("--steps", type=_positive, help="sampler steps")
     parser.add_argument("--guidance", type=float, help="classifier-free guidance scale; 1 is none")

@@ -15,6 +15,7 @@ from medgen.checkpoint import read_document
 from medgen.core.contract import Contract
 from medgen.core.errors import MedgenError
 from medgen.core.volume import folder_for
+from medgen.evaluation.card import card_text, headline
 from medgen.zoo import find, zoo_folders, zoo_models
 
 WEIGHTS, CARD = "model.safetensors", "card.md"
@@ -22,7 +23,7 @@ LARGEST = 12_000_000  # bytes of weights that a zoo folder may hold
 
 
 def run(options: argparse.Namespace) -> None:
-    {"list": _list, "show": _show, "add": _add}[options.action](options)
+    {"list": _list, "show": _show, "add": _add, "card": _card}[options.action](options)
 
 
 def entries() -> list[dict[str, Any]]:
@@ -100,6 +101,10 @@ def _add(options: argparse.Namespace) -> None:
         document["golden"] = _golden(staged)
         card = Path(options.card) if options.card else source / CARD
         text = card.read_bytes() if card.is_file() else None
+        if options.report:
+            report = read_report(options.report)
+            document["metrics"] = headline(report)
+            text = text or card_text(report, Contract.from_dict(document["contract"])).encode()
         folder_for(target)
         shutil.copyfile(staged / WEIGHTS, target / WEIGHTS)
     write_document(target, document)
@@ -107,6 +112,36 @@ def _add(options: argparse.Namespace) -> None:
     if text is not None:
         (target / CARD).write_bytes(text)
     print(f"added: {target}")
+
+
+def _card(options: argparse.Namespace) -> None:
+    """The card of the model that a report is about."""
+    report = read_report(options.report)
+    text = card_text(report, Contract.from_dict(read_document(find(report["model"]["folder"]))["contract"]))
+    if not options.output:
+        print(text, end="")
+        return
+    path = Path(options.output)
+    if path.exists() and not options.overwrite:
+        raise MedgenError(f"{path} exists; choose another file or pass --overwrite")
+    path.write_text(text, "utf-8")
+    print(f"written: {path}")
+
+
+def read_report(place: str) -> dict[str, Any]:
+    """A report of `medgen evaluate`, from its JSON or its folder.
+
+    Raises:
+        MedgenError: there is none, or another file.
+    """
+    path = Path(place) / "evaluation.json" if Path(place).is_dir() else Path(place)
+    try:
+        report = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise MedgenError(f"{path}: no report; `medgen evaluate MODEL --data MANIFEST -o DIR` writes DIR/evaluation.json") from error
+    if not isinstance(report, dict) or not {"model", "data", "sections"} <= set(report):
+        raise MedgenError(f"{path}: not a report of `medgen evaluate`; give the evaluation.json that it writes")
+    return report
 
 
 def _staged(source: Path, folder: Path, half: bool) -> Path:

@@ -10,16 +10,48 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from medgen.core.errors import MedgenError
 from medgen.core.picture import gray, montage, upright
-from medgen.evaluation.report import free_paths
+from medgen.core.volume import folder_for
+from medgen.evaluation.pictures import seen
+from medgen.evaluation.section import Figure, Section, Table, skipped
+from medgen.evaluation.work import Work
 from medgen.metrics.feature import describe, frechet, frechet_floor, kernel_distance, nearest_images
 
+NAME, TITLE = "samples", "Samples at a glance"
+PICTURE = "First row: samples. Second row: the training image nearest to each. Third row: real images that training did not see."
 PROTOCOL = {
     "feature": "fixed histogram, texture and layout statistics (medgen.metrics.feature.describe); not comparable with Inception distances",
     "ratio": "distance of samples to held-out images over that of as many training images to the same held-out images; 1 is perfect",
     "copies": "root-mean-square difference to the nearest training image; held-out images set the scale: of new images 5 % are nearer than "
     "the held-out images' 5th percentile. Blurred images are nearer than sharp ones, copies much nearer than either",
 }
+
+
+def section(work: Work) -> Section:
+    """Pictures of samples beside their nearest training images, and one distance that needs no network."""
+    if work.kind != "synthesis":
+        return skipped(NAME, TITLE, "The model makes an image for a given one, not images from nothing.")
+    made, training, held_out = work.drawn(), work.reals("train"), work.reals(work.split)
+    if made.shape[1:] != training.shape[1:]:
+        raise MedgenError(f"samples have shape {tuple(made.shape[1:])}, the data's images {tuple(training.shape[1:])}")
+    found = evaluate_samples(made, training, held_out)
+    ratio, near = found["frechet"]["ratio"], found["nearest_training"]
+    share, count = near["share_nearer_than_5th_percentile"], found["n"]["in_ratio"]
+    rows = [["samples", near["samples_minimum"], near["samples_median"]]]
+    rows += [["real held-out images", near["held_out_minimum"], near["held_out_median"]]]
+    note = f"In network units. {share:.0%} of samples are nearer than the held-out images' 5th percentile; about 5 % would be usual."
+    turn = work.model.contract.spacing is not None  # ordinary pictures are upright
+    pictures = [seen(images, work.model.task.target) for images in (made, training, held_out)]
+    return Section(
+        NAME,
+        TITLE,
+        f"Samples are {ratio:.3g} times as far from held-out images as real images are, by a fixed feature of {count} each.",
+        numbers={name: value for name, value in found.items() if name != "protocol"},
+        tables=[Table("Root-mean-square difference to the nearest training image", ["images", "least", "median"], rows, note)],
+        figures=[Figure("Samples, their nearest training images, real images", sample_picture(*pictures, turn=turn), PICTURE)],
+        protocol=PROTOCOL,
+    )
 
 
 def evaluate_samples(samples: Tensor, training: Tensor, held_out: Tensor, seed: int = 0) -> dict[str, Any]:
@@ -59,7 +91,10 @@ def write_samples_report(
     """
     from PIL import Image
 
-    paths = free_paths(folder, name, overwrite)
+    paths = [folder_for(Path(folder)) / f"{name}.{ending}" for ending in ("json", "png")]
+    for path in paths:
+        if path.exists() and not overwrite:
+            raise MedgenError(f"{path} exists; choose another folder or pass overwrite=True")
     report = evaluate_samples(samples, training, held_out)
     paths[0].write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
     Image.fromarray(sample_picture(samples, training, held_out, turn=turn)).save(paths[1])
@@ -88,7 +123,8 @@ def _novelty(samples: Tensor, training: Tensor, held_out: Tensor) -> dict[str, f
 
 
 def _plane(image: Tensor, turn: bool) -> np.ndarray:
-    """The first channel; of a volume its middle axial slice."""
-    first = image[0].float().cpu()
-    plane = (first if first.ndim == 2 else first.select(2, first.shape[2] // 2)).numpy()
-    return upright(plane) if turn else plane
+    """The first channel, or three colours; of a volume its middle axial slice."""
+    channels = image if len(image) == 3 else image[:1]
+    planes = [(c if c.ndim == 2 else c.select(2, c.shape[2] // 2)).float().cpu().numpy() for c in channels]
+    planes = [upright(plane) if turn else plane for plane in planes]
+    return planes[0] if len(planes) == 1 else np.stack(planes, -1)

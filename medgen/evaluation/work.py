@@ -5,17 +5,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from medgen.core.errors import MedgenError
 from medgen.core.neighbours import neighbour
@@ -25,7 +24,10 @@ from medgen.data.files import FileData
 from medgen.data.manifest import Manifest
 from medgen.data.options import Keep, Options
 from medgen.data.planes import plane_of
-from medgen.data.readers import read
+from medgen.data.readers import parted, read
+from medgen.evaluation.cost import Cost, Measured
+from medgen.evaluation.facts import described, weights_digest
+from medgen.evaluation.made import Made, load, save, written
 from medgen.evaluation.masks import body_mask
 from medgen.inference import Pretrained
 
@@ -33,29 +35,6 @@ _BATCH = 8  # samples drawn at once
 _PATIENCE = 7200.0  # seconds that a process waits for another's sample
 AIR = -500.0  # HU: between lung and fat
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class Made:
-    """A model's answer for one case, on the model's grid in network units.
-
-    Attributes:
-        image: (1, C, *S), the mean of the draws.
-        std: (1, C, *S) over the draws; None for one draw.
-        draws: (D, C, *S); None where they were not kept.
-        view: (1, C, *S) what a measurement alone shows; None for a translation.
-        residual: of a reconstruction, over the noise; None for a translation.
-        seconds: wall time.
-        evaluations: calls of the network.
-    """
-
-    image: Tensor
-    std: Tensor | None = None
-    draws: Tensor | None = None
-    view: Tensor | None = None
-    residual: float | None = None
-    seconds: float = 0.0
-    evaluations: int = 0
 
 
 @dataclass(frozen=True)
@@ -93,6 +72,8 @@ class Work:
         samples: number of images to draw for measures of sets.
         given: conditions, name -> value.
         labels: label maps of the manifest -> classes, for regions; they need not be the model's.
+        domain: column of the manifest (site, scanner, field strength, ...) over whose values results are compared; "" is none.
+        quick: leave out what trains networks.
         place, places: this process among those that share the work.
     """
 
@@ -105,6 +86,8 @@ class Work:
     samples: int = 64
     given: Mapping[str, Any] = field(default_factory=dict)
     labels: Mapping[str, int] = field(default_factory=dict)
+    domain: str = ""
+    quick: bool = False
     place: int = 0
     places: int = 1
 
@@ -166,7 +149,7 @@ class Work:
             row=row,
             source=self._stacked(volumes, self.model.task.source) if self.model.task.source else None,
             target=self._stacked(volumes, self.model.task.target),
-            body=self._body(volumes),
+            body=self._body(volumes, where),
             regions={name: self._labels_on_grid(volume) for name, volume in labels.items()},
             ends={c: self.model.contract.map_of(c).fit(v.array) for c, v in volumes.items()},
         )
@@ -177,39 +160,43 @@ class Work:
         Args:
             draws: whether the single draws are wanted too (translation and reconstruction with `draws` of at least 2).
         """
-        path = self._kept / f"{case.number:05d}{'_draws' if draws else ''}.npz"
+        path = self._answer_path(case.number)
         if not path.exists():
-            _saved(path, self._make(case, draws))
-        return _loaded(path)
+            save(path, self._make(case))
+        return load(path, draws)
 
     def make_all(self, progress: Progress | None = None) -> None:
-        """This process's share of the answers: every `places`-th case, so that the parts find them all."""
+        """This process's share of the answers, or of the samples: every `places`-th, so that the parts find them all."""
+        if self.kind == "synthesis":
+            return self._draw(progress)
         own = range(self.place, len(self), self.places)
         for done, number in enumerate(own, 1):
-            if not (self._kept / f"{number:05d}.npz").exists():
+            if not self._answer_path(number).exists():
                 self.made(self.case(number))
             if progress:
                 progress(done, len(own))
 
     def drawn(self, progress: Progress | None = None) -> Tensor:
         """The samples (N, C, *S) in network units of a model of synthesis; this process makes its share and reads what others made."""
-        own = list(range(self.place, self.samples, self.places))
-        missing = [number for number in own if not self._sample_path(number).exists()]
-        for first in range(0, len(missing), _BATCH):
-            numbers = missing[first : first + _BATCH]
-            volumes = self.model.generate(self.samples, self.seed, self._conditions(), only=numbers, batch=_BATCH)
-            for number, volume in zip(numbers, volumes, strict=True):
-                _written(self._sample_path(number), lambda file, v=volume: np.save(file, self.network_units(v).numpy()))
-            if progress:
-                progress(len(own) - len(missing) + first + len(numbers), len(own))
+        self._draw(progress)
         return torch.stack([self._sample(number) for number in range(self.samples)])
+
+    def sample_labels(self, numbers: Sequence[int] | None = None) -> dict[str, Tensor]:
+        """The label maps that samples are drawn for, by name: (N, *S) integers, from cases that are spread evenly over the split."""
+        cases = self.data.split(self.split)
+        places = [i * len(cases) // self.samples for i in (range(self.samples) if numbers is None else numbers)]
+        drawn = [cases.case(place, np.random.default_rng(0)) for place in places]
+        return {name: torch.from_numpy(np.stack([case[name][0] for case in drawn])) for name in self.model.task.labels}
+
+    def costs(self) -> list[Cost]:
+        """What each answer took; of samples, what each batch took, per sample."""
+        if self.kind == "synthesis":
+            return [Cost(**json.loads(path.read_text())) for path in sorted(self.kept.glob("cost_*.json"))]
+        return [load(self._answer_path(number), images=False).cost for number in range(len(self))]
 
     def reals(self, split: str) -> Tensor:
         """The target's images of a split as training sees them: (N, C, *S)."""
-        cases = self.data.split(split)
-        rng = np.random.default_rng(0)
-        rows = [cases.case(i, rng) for i in range(len(cases))]
-        return torch.from_numpy(np.stack([np.concatenate([row[c] for c in self.model.task.target]) for row in rows]))
+        return real_images(self.data, split, self.model.task.target)
 
     def subjects(self, split: str) -> list[str]:
         """The subject of each of `reals`."""
@@ -221,44 +208,80 @@ class Work:
         """The manifest as the model's own training would read its targets."""
         contract = self.model.contract
         rules = {c: {k: v for k, v in contract.intensity[c].items() if k != "typical"} for c in contract.target}
+        labels = self.model.task.labels if self._own_labels else {}
         options = Options(keep=Keep(str(self.folder / "work" / "store")))
-        return FileData(
-            str(self.manifest.path), rules, contract.size, spacing=contract.spacing, slice_axis=contract.slice_axis, options=options
-        )
-
-    def network_units(self, volume: Volume) -> Tensor:
-        """A generated volume back in network units, without the thin axis of a slice: (C, *S)."""
-        contract = self.model.contract
-        array = np.stack([contract.map_of(c).forward(volume.array[i], **contract.typical(c)) for i, c in enumerate(contract.target)])
-        if contract.slice_axis is not None and volume.affine is not None:
-            array = array.squeeze(contract.slice_axis + 1)
-        return torch.from_numpy(np.ascontiguousarray(array, np.float32))
+        place = {"spacing": contract.spacing, "slice_axis": contract.slice_axis}
+        return FileData(str(self.manifest.path), rules, contract.size, labels, **place, options=options)
 
     @cached_property
-    def _kept(self) -> Path:
+    def fingerprint(self) -> str:
+        """A digest of the weights."""
+        return weights_digest(self.model.model)
+
+    @cached_property
+    def kept(self) -> Path:
         """The folder of answers of this very model under these settings."""
-        facts = {"model": _fingerprint(self.model.model), "seed": self.seed, "draws": self.draws, "samples": self.samples}
-        facts |= {"sampler": repr(getattr(self.model.model, "sampler", "")), "guidance": repr(getattr(self.model.model, "guidance", ""))}
+        facts = {"model": self.fingerprint, "seed": self.seed}
+        facts |= {"samples": self.samples} if self.kind == "synthesis" else {"draws": self.draws}
+        facts |= {name: described(getattr(self.model.model, name, None)) for name in ("sampler", "guidance")}
         facts |= {"given": {k: str(v) for k, v in self.given.items()}, "data": str(self.manifest.path.resolve()), "split": self.split}
-        facts |= {"rows": hashlib.sha256(json.dumps([dict(r) for r in self.manifest.rows]).encode()).hexdigest()}
+        facts |= {"rows": hashlib.sha256(json.dumps([dict(r) for r in self.manifest.rows]).encode()).hexdigest(), "files": self._files()}
         folder = self.folder / "work" / hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "facts.json").write_text(json.dumps(facts, indent=2) + "\n")
         return folder
 
-    def _make(self, case: Case, keep: bool) -> Made:
-        began = time.perf_counter()
-        with Calls(self.model.model) as calls:
-            made = self._reconstruct(case, keep) if self.kind == "reconstruction" else self._translate(case, keep)
-        return Made(**{**made, "seconds": time.perf_counter() - began, "evaluations": calls.count})
+    def _files(self) -> str:
+        """A digest of the images' sizes and times, so that a changed image is another evaluation."""
+        columns = {self.column(c)[0] for c in self.channels} & set(self.manifest.columns)
+        paths = {parted(self.manifest.file(row, column))[0] for column in columns for row in self.manifest.rows if row[column]}
+        stats = [(str(path), (found := path.stat()).st_size, found.st_mtime_ns) for path in sorted(paths) if path.is_file()]
+        return hashlib.sha256(json.dumps(stats).encode()).hexdigest()
 
-    def _translate(self, case: Case, keep: bool) -> dict[str, Any]:
+    def _make(self, case: Case) -> Made:
+        with Measured(self.model.model, self.model.device) as measured:
+            made = self._reconstruct(case) if self.kind == "reconstruction" else self._translate(case)
+        return Made(**made, cost=measured.cost)
+
+    def _draw(self, progress: Progress | None) -> None:
+        """This process's share of the samples."""
+        own = list(range(self.place, self.samples, self.places))
+        missing = [number for number in own if not self._sample_path(number).exists()]
+        for first in range(0, len(missing), _BATCH):
+            numbers = missing[first : first + _BATCH]
+            with Measured(self.model.model, self.model.device) as measured:
+                volumes = self._generated(numbers)
+            for number, volume in zip(numbers, volumes, strict=True):
+                written(self._sample_path(number), lambda file, v=volume: np.save(file, network_units(self.model, v).numpy()))
+            cost = replace(measured.cost, seconds=measured.cost.seconds / len(numbers))
+            written(self.kept / f"cost_{numbers[0]:05d}.json", lambda file, c=cost: file.write(json.dumps(vars(c)).encode()))
+            if progress:
+                progress(len(own) - len(missing) + first + len(numbers), len(own))
+
+    def _generated(self, numbers: Sequence[int]) -> list[Volume]:
+        """These of the samples; where each is drawn for a label map of its own, one at a time."""
+        conditions = self._conditions()
+        if not self._own_labels:
+            return self.model.generate(self.samples, self.seed, conditions, only=numbers, batch=_BATCH)
+        labels = {number: {name: maps[0].numpy() for name, maps in self.sample_labels([number]).items()} for number in numbers}
+        return [self.model.generate(self.samples, self.seed, conditions | labels[i], only=[i])[0] for i in numbers]
+
+    @property
+    def _own_labels(self) -> bool:
+        """Whether samples are drawn for the label maps of the split, each for another."""
+        labels = self.model.task.labels
+        return bool(labels) and not set(labels) & set(self.given) and set(labels) <= set(self.manifest.columns)
+
+    def _answer_path(self, number: int) -> Path:
+        return self.kept / f"{number:05d}.npz"
+
+    def _translate(self, case: Case) -> dict[str, Any]:
         conditions = self._row_attributes(case.row) | dict(self.given)
         source = case.source[0].numpy()
         draws = [torch.from_numpy(np.ascontiguousarray(self.model.predict(source, self.seed + i, conditions))) for i in range(self.draws)]
-        return _summed(torch.stack(draws), keep)
+        return _summed(torch.stack(draws))
 
-    def _reconstruct(self, case: Case, keep: bool) -> dict[str, Any]:
+    def _reconstruct(self, case: Case) -> dict[str, Any]:
         channel = self.model.task.target[0]
         volume = one_plane(read(self.manifest.file(case.row, channel)), channel)
         acquired = self.model.simulate(volume, seed=self.seed)
@@ -271,7 +294,7 @@ class Work:
         scale = 2.0 / (ends["high"] - ends["low"])
         std = None if result.std is None else torch.from_numpy(result.std.array.astype(np.float32))[None] * scale
         made = {"image": mapped(result.image.array), "std": std, "view": mapped(result.view.array), "residual": result.residual}
-        if keep and self.draws > 1:
+        if self.draws > 1:
             made["draws"] = torch.cat([mapped(_as_volume(sample, acquired, result.image)) for sample in result.samples])
         return made
 
@@ -285,12 +308,12 @@ class Work:
         return torch.from_numpy(np.load(path))
 
     def _sample_path(self, number: int) -> Path:
-        return self._kept / f"sample_{number:05d}.npy"
+        return self.kept / f"sample_{number:05d}.npy"
 
     def _conditions(self) -> dict[str, Any]:
         """For the samples the attributes of the split's rows, in turn, so that both have the same mixture; what is given wins."""
         rows = [self._row_attributes(row) for row in self.manifest.split(self.split).rows]
-        drawn = {name: [rows[i % len(rows)][name] for i in range(self.samples)] for name in rows[0]}
+        drawn: dict[str, Any] = {name: [rows[i % len(rows)][name] for i in range(self.samples)] for name in rows[0]}
         return drawn | dict(self.given)
 
     def _row_attributes(self, row: Mapping[str, str]) -> dict[str, int | float]:
@@ -309,7 +332,7 @@ class Work:
         missing = np.full_like(next(iter(there.values())), np.nan)
         return torch.from_numpy(np.ascontiguousarray(np.concatenate([there.get(name, missing) for name in names])))[None]
 
-    def _body(self, volumes: Mapping[str, Volume]) -> Tensor:
+    def _body(self, volumes: Mapping[str, Volume], where: str) -> Tensor:
         """By Hounsfield units where there are any, else what is not background in source and target.
 
         Found on the files' own grid, where background is exact, and brought to the model's by nearest voxel: interpolation spreads a
@@ -317,7 +340,10 @@ class Work:
         """
         hounsfield = [v for c, v in volumes.items() if self.model.contract.intensity[c]["name"] == "ct_hu"]
         stored = torch.from_numpy(np.concatenate([v.array for v in hounsfield or volumes.values()]))
-        mask = body_mask(stored, AIR if hounsfield else None).numpy().astype(np.float32)
+        try:
+            mask = body_mask(stored, AIR if hounsfield else None).numpy().astype(np.float32)
+        except MedgenError as error:
+            raise MedgenError(f"{where}: {error}") from error
         first = next(iter(volumes.values()))
         return torch.from_numpy(self.model.regridded(first.with_array(mask), labels=True).array > 0.5)[None]
 
@@ -325,28 +351,26 @@ class Work:
         return torch.from_numpy(np.ascontiguousarray(self.model.regridded(volume, labels=True).array)).long()[None]
 
 
-class Calls:
-    """Counts how often a model's network is evaluated, a batch of one or of many alike, within the context."""
-
-    def __init__(self, model: nn.Module):
-        self.network = getattr(model, "network", None) or getattr(getattr(model, "inner", None), "network", None) or model
-        self.count = 0
-
-    def __enter__(self) -> Calls:
-        self._hook = self.network.register_forward_pre_hook(self._called)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._hook.remove()
-
-    def _called(self, module: nn.Module, inputs: Any) -> None:
-        self.count += 1
+def real_images(data: FileData, split: str, channels: Sequence[str]) -> Tensor:
+    """All cases of a split, (N, C, *S)."""
+    cases, rng = data.split(split), np.random.default_rng(0)
+    rows = (cases.case(i, rng) for i in range(len(cases)))
+    return torch.from_numpy(np.stack([np.concatenate([row[c] for c in channels]) for row in rows]))
 
 
-def _summed(draws: Tensor, keep: bool) -> dict[str, Any]:
+def network_units(model: Pretrained, volume: Volume) -> Tensor:
+    """A generated volume back in network units, without the thin axis of a slice: (C, *S)."""
+    contract = model.contract
+    array = np.stack([contract.map_of(c).forward(volume.array[i], **contract.typical(c)) for i, c in enumerate(contract.target)])
+    if contract.slice_axis is not None and volume.affine is not None:
+        array = array.squeeze(contract.slice_axis + 1)
+    return torch.from_numpy(np.ascontiguousarray(array, np.float32))
+
+
+def _summed(draws: Tensor) -> dict[str, Any]:
     """Mean and standard deviation of draws (D, C, *S)."""
     std = draws.std(0, keepdim=True) if len(draws) > 1 else None
-    return {"image": draws.mean(0, keepdim=True), "std": std, "draws": draws if keep and len(draws) > 1 else None}
+    return {"image": draws.mean(0, keepdim=True), "std": std, "draws": draws if len(draws) > 1 else None}
 
 
 def _as_volume(sample: np.ndarray, acquired: Any, image: Volume) -> np.ndarray:
@@ -354,30 +378,3 @@ def _as_volume(sample: np.ndarray, acquired: Any, image: Volume) -> np.ndarray:
     if sample.shape[0] == 1:
         return sample[0]
     return np.moveaxis(sample, 0, acquired.axis + 1).reshape(image.array.shape)
-
-
-def _fingerprint(model: nn.Module) -> str:
-    state = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        state.update(name.encode() + value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return state.hexdigest()[:16]
-
-
-def _saved(path: Path, made: Made) -> None:
-    arrays = {name: value.numpy() for name, value in vars(made).items() if isinstance(value, Tensor)}
-    numbers = {name: value for name, value in vars(made).items() if isinstance(value, (int, float))}
-    _written(path, lambda file: np.savez(file, numbers=json.dumps(numbers), **arrays))
-
-
-def _loaded(path: Path) -> Made:
-    with np.load(path, allow_pickle=False) as file:
-        arrays = {name: torch.from_numpy(file[name]) for name in file.files if name != "numbers"}
-        return Made(**arrays, **json.loads(str(file["numbers"])))
-
-
-def _written(path: Path, write: Callable[[Any], None]) -> None:
-    """Whole or not at all, so that an interrupted evaluation finds no half answer."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with partial.open("wb") as file:
-        write(file)
-    os.replace(partial, path)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
+from medgen.core.page import document, image, table
 from medgen.data.check.checker import Checked
 from medgen.data.check.document import headline
 from medgen.data.check.finding import ERROR, WARNING, Finding
@@ -42,11 +42,7 @@ def page(checked: Checked, told: Mapping[str, Any], pictures: Mapping[tuple[int,
         _attributes(told),
         _sample(checked, pictures, sample),
     ]
-    style = f"<style>\n{STYLE.read_text(encoding='utf-8')}</style>"
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>Data report</title>{style}'
-    return (
-        f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n' + "\n".join(part for part in parts if part) + "\n</body></html>\n"
-    )
+    return document("Data report", parts, STYLE)
 
 
 def _worst(checked: Checked) -> str:
@@ -92,8 +88,7 @@ def _who(subjects: Sequence[str]) -> str:
 def _figure(checked: Checked, place: tuple[int, str], png: bytes, with_column: bool) -> str:
     row, column = place
     label = checked.data.subject(row) + (f", {column}" if with_column else "")
-    source = base64.b64encode(png).decode()
-    return f'<figure><img src="data:image/png;base64,{source}" alt="{escape(label)}"><figcaption>{escape(label)}</figcaption></figure>'
+    return f"<figure>{image(png, label)}<figcaption>{escape(label)}</figcaption></figure>"
 
 
 def _splits(told: Mapping[str, Any]) -> str:
@@ -109,21 +104,15 @@ def _splits(told: Mapping[str, Any]) -> str:
 def _columns(told: Mapping[str, Any]) -> str:
     if not told["columns"]:
         return ""
-    head = (
-        "<tr>"
-        + "".join(f"<th>{name}</th>" for name in ("column", "files", "size", "voxel (mm)", "orientation", "type", "values"))
-        + "</tr>"
-    )
-    return (
-        f'<h2>Images</h2><div class="scroll"><table>{head}{"".join(_column(name, c) for name, c in told["columns"].items())}</table></div>'
-    )
+    heads = ("column", "files", "size", "voxel (mm)", "orientation", "type", "values")
+    return f"<h2>Images</h2>{table(heads, [_column(name, c) for name, c in told['columns'].items()])}"
 
 
-def _column(name: str, told: Mapping[str, Any]) -> str:
+def _column(name: str, told: Mapping[str, Any]) -> list[str]:
     kind = _WORDS.get(told["kind"], told["kind"]) + (f", {told['modality']}" if told["modality"] else "")
     absent = "".join(f"<br>{told[key]} {key}" for key in ("missing", "unreadable") if told[key])
     channels = f"<br>{'/'.join(map(str, told['channels']))} channels" if told["channels"] not in ([1], []) else ""
-    cells = [
+    return [
         f'<strong>{escape(name)}</strong><br><span class="soft">{escape(kind)}</span>',
         f"{told['files']}{absent}",
         _range(told["shapes"], " × ") + channels,
@@ -132,7 +121,6 @@ def _column(name: str, told: Mapping[str, Any]) -> str:
         _tally(told["dtypes"]),
         _values(told),
     ]
-    return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
 
 
 def _range(told: Mapping[str, Any] | None, between: str) -> str:
@@ -222,6 +210,4 @@ def _sample(checked: Checked, pictures: Mapping[tuple[int, str], bytes], sample:
 
 
 def _image(png: bytes | None, name: str) -> str:
-    if png is None:
-        return '<span class="soft">none</span>'
-    return f'<img src="data:image/png;base64,{base64.b64encode(png).decode()}" alt="{escape(name)}">'
+    return '<span class="soft">none</span>' if png is None else image(png, name)

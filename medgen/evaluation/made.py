@@ -1,0 +1,61 @@
+"""A model's answer for one case, and how it is kept on disk."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from medgen.evaluation.cost import Cost
+
+
+@dataclass(frozen=True)
+class Made:
+    """A model's answer for one case, on the model's grid in network units.
+
+    Attributes:
+        image: (1, C, *S), the mean of the draws.
+        std: (1, C, *S) over the draws; None for one draw.
+        draws: (D, C, *S); None where they were not kept.
+        view: (1, C, *S) what a measurement alone shows; None for a translation.
+        residual: of a reconstruction, over the noise; None for a translation.
+        cost: what it took.
+    """
+
+    image: Tensor
+    std: Tensor | None = None
+    draws: Tensor | None = None
+    view: Tensor | None = None
+    residual: float | None = None
+    cost: Cost = field(default_factory=Cost)
+
+
+def save(path: Path, made: Made) -> None:
+    """Whole or not at all."""
+    arrays = {name: value.numpy() for name, value in vars(made).items() if isinstance(value, Tensor)}
+    told = json.dumps({"residual": made.residual, "cost": vars(made.cost)})
+    written(path, lambda file: np.savez(file, told=told, **arrays))
+
+
+def load(path: Path, draws: bool = False, images: bool = True) -> Made:
+    """An answer without its single draws, or without any image (the cost alone), unless they are asked for."""
+    with np.load(path, allow_pickle=False) as file:
+        told = json.loads(str(file["told"]))
+        wanted = [name for name in file.files if name != "told" and (draws or name != "draws")]
+        arrays = {name: torch.from_numpy(file[name]) for name in wanted} if images else {"image": torch.empty(0)}
+        return Made(**arrays, residual=told["residual"], cost=Cost(**told["cost"]))
+
+
+def written(path: Path, write: Callable[[Any], None]) -> None:
+    """Whole or not at all, so that an interrupted evaluation finds no half answer."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    with partial.open("wb") as file:
+        write(file)
+    os.replace(partial, path)

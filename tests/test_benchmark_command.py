@@ -1,0 +1,155 @@
+"""Several models side by side: the same cases and seeds, bold only where the paired tests say so, baselines, costs, and going on."""
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_page import SHAPE, translator
+
+from medgen.cli.main import main
+from medgen.core.errors import MedgenError
+from medgen.core.volume import Volume
+from medgen.evaluation.benchmark import Method, check_alike, ranking
+from medgen.evaluation.cost import Calls
+from medgen.evaluation.pixel import MAIN, Row
+from medgen.evaluation.work import Work
+from medgen.inference import Pretrained
+from medgen.metrics.monitor import FeatureDistance
+from medgen.tasks.synthesis import Synthesis
+
+
+@pytest.fixture
+def table(tmp_path) -> Path:
+    """Seven subjects whose target is 0.5 of the source with noise, and two to fit on."""
+    rows = ["subject,split,t1,t2"]
+    for i, split in enumerate(["test"] * 7 + ["train"] * 2):
+        rng = np.random.default_rng(i)
+        source = np.zeros(SHAPE)
+        source[2:-2, 2:-2, 1:-1] = rng.uniform(-0.8, 0.8, (12, 10, 10)) * 50 + 50
+        target = np.where(source > 0, ((source / 50 - 1) * 0.5 + rng.normal(0, 0.05, SHAPE) + 1) * 50, 0)
+        for name, array in (("t1", source), ("t2", target)):
+            Volume(array[None].astype(np.float32), np.eye(4)).save(tmp_path / f"{i}_{name}.nii.gz")
+        rows.append(f"s{i},{split},{i}_t1.nii.gz,{i}_t2.nii.gz")
+    (tmp_path / "list.csv").write_text("\n".join(rows) + "\n")
+    return tmp_path / "list.csv"
+
+
+@pytest.fixture
+def models(monkeypatch) -> dict[str, Pretrained]:
+    """What the command loads, by name: the source times a number."""
+    known = {name: translator(factor, f"runs/{name}") for name, factor in (("near", 0.45), ("far", 0.1))}
+    monkeypatch.setattr("medgen.cli.loading.load", lambda name, device: known[name])
+    return known
+
+
+def benchmark(table: Path, *arguments: str) -> tuple[dict, str]:
+    out = table.parent / "bench"
+    main(["benchmark", "--models", "near", "far", "--data", str(table), "-o", str(out), *arguments])
+    return json.loads((out / "benchmark.json").read_text()), (out / "benchmark.html").read_text()
+
+
+def test_the_better_model_is_bold_and_the_answers_are_those_of_its_own_formula(models, table, capsys):
+    told, html = benchmark(table, "--baseline", "copy")
+    assert told["best"]["psnr"] == told["best"]["mae"] == "near"
+    assert "near is better than every other in PSNR" in capsys.readouterr().out
+    near, far = (told["models"][name]["scores"]["regions"]["body"]["mae"] for name in ("near", "far"))
+    pairs = [_body(table, i) for i in range(7)]
+    for found, factor in ((near, 0.45), (far, 0.1)):
+        expected = [np.abs(factor * s - t).mean() for s, t in pairs]
+        assert [v["value"] for v in found["volumes"]] == pytest.approx(expected, rel=1e-4)
+    gap = told["differences_from_the_best_mean"]["mae"]["far"]
+    assert gap["value"] == pytest.approx(far["mean"] - near["mean"]) and gap["interval"][0] > 0
+    assert set(told["baselines"]) == {"copy"}
+    rows = re.findall(r"<tr><td>(near|far|copy)</td>(.*?)</tr>", html[html.index("Scores in the body") :])
+    assert [name for name, cells in rows[:3] if "<strong>" in cells.split("</td>")[0]] == ["near"]
+
+
+def _body(table: Path, i: int) -> tuple[np.ndarray, np.ndarray]:
+    from medgen.data.readers import read
+
+    source, target = (read(table.parent / f"{i}_{name}.nii.gz").array[0, 2:-2, 2:-2, 1:-1] / 50 - 1 for name in ("t1", "t2"))
+    return source, target
+
+
+def test_the_fitted_line_beats_both_and_then_no_model_is_bold(models, table):
+    told, _ = benchmark(table)
+    assert set(told["baselines"]) == {"copy", "line", "curve"}
+    assert told["best"]["psnr"] not in ("near", "far")
+    assert told["differences_from_the_best_mean"]["psnr"]["near"]["value"] < 0
+
+
+def test_costs_are_counted_and_a_second_run_asks_no_network(models, table):
+    told, _ = benchmark(table, "--baseline", "none")
+    spent = told["models"]["near"]["cost"]
+    assert spent["evaluations"] == 2 and spent["seconds"] > 0 and spent["memory_bytes"] > 0, "12 slices in batches of 8"
+    with Calls(models["near"].model) as near, Calls(models["far"].model) as far:
+        again, _ = benchmark(table, "--baseline", "none", "--overwrite")
+    assert near.count == far.count == 0 and again == told
+
+
+def test_few_subjects_are_never_bold(models, table):
+    lines = table.read_text().splitlines()
+    table.write_text("\n".join(lines[:6]) + "\n")
+    told, html = benchmark(table, "--baseline", "copy")
+    assert not any(told["best"].values()) and "With 5 subjects no difference can be significant" in html
+
+
+def test_ranking_needs_the_interval_and_the_test():
+    def method(name: str, shift: float, noise: float) -> Method:
+        rng = np.random.default_rng(len(name))
+        values = [dict.fromkeys(MAIN, 1.0) | {"psnr": 20 + i + shift + noise * rng.normal()} for i in range(10)]
+        return Method(name, [Row(i, f"s{i}", "body", v) for i, v in enumerate(values)])
+
+    plain = method("a", 0.0, 0.0)
+    best, differences = ranking([plain, method("bb", 0.5, 0.1)], ["psnr"])
+    assert best == {"psnr": "bb"} and differences["psnr"]["a"].value == pytest.approx(-0.5, abs=0.1)
+    best, differences = ranking([plain, method("bb", 0.05, 1.0)], ["psnr"])
+    assert best == {"psnr": None} and len(differences["psnr"]) == 1
+
+
+def test_what_cannot_be_compared_is_refused(models, table, capsys):
+    models["far"].contract = replace(models["far"].contract, spacing=(2.0, 2.0, 1.0))
+    with pytest.raises(SystemExit):
+        benchmark(table)
+    assert "near and far cannot be compared: their grid differ" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["benchmark", "--models", "near", "near", "--data", str(table), "-o", str(table.parent / "b")])
+    assert "named twice" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["benchmark", "--models", "near", "--data", str(table), "-o", str(table.parent / "b"), "--baseline", "cury"])
+    assert "did you mean 'curve'" in capsys.readouterr().err
+    work = Work(models["near"], None, table.parent)
+    with pytest.raises(MedgenError, match="their kind differ"):
+        check_alike({"near": work}, "noise", Work(_sampler(models["near"], 0.0), None, table.parent))
+
+
+class Drawn(torch.nn.Module):
+    """White noise of some spread around a constant."""
+
+    caveat = ""
+
+    def __init__(self, spread: float):
+        super().__init__()
+        self.network = torch.nn.Linear(1, 1)
+        self.spread = torch.nn.Parameter(torch.tensor(spread))
+
+    def sample(self, condition, shape, rng):
+        return (self.spread * rng.normal(tuple(shape))).clamp(-1, 1)
+
+
+def _sampler(like: Pretrained, spread: float) -> Pretrained:
+    contract = replace(like.contract, source=())
+    return Pretrained(Drawn(spread), Synthesis(["t2"], FeatureDistance()), contract, {}, Path(f"runs/noise{spread}"))
+
+
+def test_models_of_synthesis_are_compared_as_sets(models, table, capsys):
+    models["near"], models["far"] = (_sampler(models["near"], spread) for spread in (0.3, 0.02))
+    told, html = benchmark(table, "-n", "8")
+    ratios = {name: model["samples"]["frechet"]["ratio"] for name, model in told["models"].items()}
+    assert ratios["near"] < ratios["far"]
+    assert capsys.readouterr().out.index("near ") < html.index("Samples beside real images")
+    assert told["kind"] == "synthesis" and "nothing is bold" in html

@@ -1,0 +1,278 @@
+"""The report of an evaluation: what the page says, that it needs nothing else, that it goes on, and that parts survive each other."""
+
+import json
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from medgen.cli.main import main
+from medgen.core.contract import Contract
+from medgen.core.errors import MedgenError
+from medgen.core.volume import Volume
+from medgen.evaluation import parts
+from medgen.evaluation.card import card_text, checks
+from medgen.evaluation.cost import Calls
+from medgen.evaluation.page import interval, section_html, table_html
+from medgen.evaluation.section import Estimate, Figure, Level, Section, Table
+from medgen.inference import Pretrained
+from medgen.metrics.monitor import PSNR
+from medgen.tasks.translation import Translation
+
+RULE = {"name": "unit_range", "low": 0.0, "high": 100.0, "typical": {"low": 0.0, "high": 100.0}}
+SHAPE = (16, 14, 12)
+
+
+class Scaled(torch.nn.Module):
+    """The source times a number, by one call of its network a slice."""
+
+    caveat = ""
+
+    def __init__(self, factor: float):
+        super().__init__()
+        self.network = torch.nn.Linear(1, 1, bias=False)
+        self.network.weight.data.fill_(factor)
+
+    def sample(self, condition, shape, rng):
+        return self.network(condition.dense[..., None])[..., 0]
+
+
+def translator(factor: float = 0.5, folder: str = "runs/halved/checkpoints/last") -> Pretrained:
+    contract = Contract(
+        2,
+        (16, 14),
+        ("t2",),
+        ("t1",),
+        intensity={"t1": RULE, "t2": RULE},
+        spacing=(1.0, 1.0, 1.0),
+        orientation="RAS",
+        slice_axis=2,
+        data={"name": "a drawn set", "licence": "CC0", "subjects": 4},
+    )
+    return Pretrained(Scaled(factor), Translation(("t1",), ("t2",), PSNR(2.0)), contract, {}, Path(folder))
+
+
+@pytest.fixture
+def loaded(monkeypatch):
+    """The model that every command loads."""
+    model = translator()
+    monkeypatch.setattr("medgen.cli.loading.load", lambda name, device: model)
+    return model
+
+
+@pytest.fixture
+def table(tmp_path) -> Path:
+    """Targets that are half their sources and a little off, subject s2 much; two training subjects."""
+    rows = ["subject,split,t1,t2,site"]
+    for i, split in enumerate(["test"] * 4 + ["train"] * 2):
+        rng = np.random.default_rng(i)
+        source = np.zeros(SHAPE)
+        source[2:-2, 2:-2, 1:-1] = rng.uniform(-0.8, 0.8, (12, 10, 10)) * 50 + 50
+        target = np.where(source > 0, ((source / 50 - 1) / 2 + rng.normal(0, 0.4 if i == 2 else 0.05, SHAPE) + 1) * 50, 0)
+        for name, array in (("t1", source), ("t2", target)):
+            Volume(array[None].astype(np.float32), np.eye(4)).save(tmp_path / f"{i}_{name}.nii.gz")
+        rows.append(f"s{i}<b>,{split},{i}_t1.nii.gz,{i}_t2.nii.gz,{'AB'[i % 2]}")
+    (tmp_path / "list.csv").write_text("\n".join(rows) + "\n")
+    return tmp_path / "list.csv"
+
+
+def evaluate(table: Path, *arguments: str) -> tuple[dict, str]:
+    out = table.parent / "report"
+    main(["evaluate", "halved", "--data", str(table), "-o", str(out), *(arguments or ("--parts", "pixel", "samples"))])
+    return json.loads((out / "evaluation.json").read_text()), (out / "evaluation.html").read_text()
+
+
+def test_the_page_says_how_good_on_what_how_sure_and_what_went_wrong(loaded, table):
+    told, html = evaluate(table)
+    pixel = told["sections"]["pixel"]
+    assert told["model"]["name"] == "halved" and told["n"] == {"volumes": 4, "subjects": 4, "draws": 1}
+    assert pixel["worst"][0][0] == "s2<b>" and pixel["numbers"]["above_baseline"]["baseline"] in ("line", "curve")
+    first = html[html.index('class="first"') : html.index("<h2")]
+    for said in ("How good", "On what", "How sure", "What went wrong", "4 subjects", "split test", "a drawn set, 4 subjects", "are few"):
+        assert said in first, said
+    assert first.index("<strong>s2&lt;b&gt;</strong>") < first.index("data:image/png;base64,")
+    assert pixel["verdict"].replace("'", "&#x27;") in first
+    assert "Not measured here, and why" in html and "Samples at a glance" in html[html.index('id="left"') :]
+
+
+def test_the_page_needs_nothing_outside_it(loaded, table):
+    _, html = evaluate(table)
+    assert not re.findall(r"https?:|//\w|@import|url\(|<script|<link", re.sub(r"base64,[\w+/=]+", "", html))
+    assert re.findall(r'(?:src|href)="?([^"\s>]*)', html) and not [
+        place for place in re.findall(r'(?:src|href)="?([^"\s>]*)', html) if not place.startswith(("data:image/png", "#"))
+    ]
+    targets = set(re.findall(r'href="?#([^"\s>]*)', html))
+    assert targets <= set(re.findall(r'id="([^"]*)"', html))
+    assert "<b>" not in html and "\N{EM DASH}" not in html
+    assert "prefers-color-scheme: dark" in html and "max-width: 720px" in html
+
+
+def test_one_subject_has_no_interval_and_the_page_says_so(loaded, table):
+    lines = table.read_text().splitlines()
+    table.write_text("\n".join([lines[0], lines[1]]) + "\n")
+    told, html = evaluate(table)
+    assert "One subject" in html[: html.index("<h2")]
+    assert told["sections"]["pixel"]["numbers"]["regions"]["body"]["psnr"]["interval"] is None
+    assert 'class="interval"' not in html
+
+
+def test_colour_pictures_without_geometry_have_a_page_too(tmp_path, monkeypatch):
+    """A model of plain pictures that doubles nothing: its answer is its source, so MAE is the distance of the two files."""
+    rule = {"name": "unit_range", "low": 0.0, "high": 255.0, "typical": {"low": 0.0, "high": 255.0}}
+    colours = ("red", "green", "blue")
+    source, target = (tuple(f"{name}_{colour}" for colour in colours) for name in ("he", "ihc"))
+    contract = Contract(2, (40, 32), target, source, intensity=dict.fromkeys((*source, *target), rule))
+
+    class Copy(torch.nn.Module):
+        caveat = ""
+
+        def sample(self, condition, shape, rng):
+            return condition.dense
+
+    model = Pretrained(Copy(), Translation(source, target, PSNR(2.0)), contract, {}, Path("copier"))
+    monkeypatch.setattr("medgen.cli.loading.load", lambda name, device: model)
+    rows = ["subject,split,he,ihc"]
+    for i in range(2):
+        array = np.random.default_rng(i).integers(20, 200, (40, 32, 3), dtype=np.uint8)
+        Image.fromarray(array).save(tmp_path / f"{i}_he.png")
+        Image.fromarray(array + 10 + i).save(tmp_path / f"{i}_ihc.png")
+        rows.append(f"s{i},test,{i}_he.png,{i}_ihc.png")
+    (tmp_path / "list.csv").write_text("\n".join(rows) + "\n")
+    told, html = evaluate(tmp_path / "list.csv")
+    volumes = told["sections"]["pixel"]["numbers"]["regions"]["whole"]["mae"]["volumes"]
+    assert [v["value"] for v in volumes] == pytest.approx([10 / 127.5, 11 / 127.5], rel=1e-4)
+    assert told["sections"]["pixel"]["worst"][0][0] == "s1" and "All cases, the worst first" in html
+
+
+def test_an_interrupted_evaluation_goes_on_without_making_anything_twice(loaded, table, monkeypatch):
+    plain = Pretrained.predict
+    seen = []
+
+    def interrupted(self, *arguments):
+        seen.append(1)
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        return plain(self, *arguments)
+
+    monkeypatch.setattr(Pretrained, "predict", interrupted)
+    with pytest.raises(SystemExit):
+        evaluate(table)
+    assert not (table.parent / "report" / "evaluation.json").exists()
+    with Calls(loaded.model) as calls:
+        told, _ = evaluate(table)
+    assert calls.count == 2 * 2, "two volumes were left, of two batches of slices each"
+    with Calls(loaded.model) as calls:
+        again, _ = evaluate(table, "--overwrite", "--parts", "pixel", "samples")
+    assert calls.count == 0 and again == told
+
+
+def broken(work):
+    raise ValueError("out of luck")
+
+
+def counted(work):
+    counted.times += 1
+    shown = Table("t", ["a", "b"], [["x", Estimate(1.0, (0.5, 2.0), 3, "dB")]])
+    picture = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    return Section("counted", "Counted", "fine.", Level.GOOD, {"n": 1}, [shown], [Figure("p", picture, "n")], [("s", "w")], {"k": "v"})
+
+
+def test_a_part_that_fails_or_is_missing_does_not_end_the_others(loaded, table, monkeypatch, capsys):
+    module = ModuleType("medgen_test_parts")
+    module.broken, module.counted, counted.times = broken, counted, 0
+    monkeypatch.setitem(sys.modules, "medgen_test_parts", module)
+    listed = [("broken", "medgen_test_parts:broken"), ("gone", "medgen_test_gone:section"), ("counted", "medgen_test_parts:counted")]
+    monkeypatch.setattr(parts, "PARTS", tuple(parts.Part(name, place, name.title()) for name, place in listed))
+    told, html = evaluate(table, "--checks")
+    sections = told["sections"]
+    assert list(sections) == ["broken", "gone", "counted"] and sections["counted"]["verdict"] == "fine."
+    assert "ValueError: out of luck" in sections["broken"]["skipped"] and "no medgen_test_gone" in sections["gone"]["skipped"]
+    assert "Could not be done: Broken, Gone" in html
+    assert "out of luck" in next((table.parent / "report").rglob("broken.error.txt")).read_text()
+    module.broken = counted
+    told, html_again = evaluate(table, "--overwrite", "--parts", "broken", "counted")
+    assert counted.times == 2, "what was finished is not done again, what failed is"
+    assert told["sections"]["counted"] == sections["counted"]
+    section = html[html.index('id="counted"') :]
+    assert section_html(counted(None)) in html and section[:200] == html_again[html_again.index('id="counted"') :][:200]
+
+
+def test_intervals_are_drawn_on_the_scale_of_their_column():
+    rows = [["a", Estimate(5.0, (0.0, 10.0))], ["b", Estimate(7.5, (5.0, 10.0))]]
+    html = table_html(Table("t", ["method", "score"], rows), best=[(1, 1)])
+    assert re.findall(r'x1="([\d.]+)" x2="([\d.]+)" y1="5"', html) == [("4.0", "106.0"), ("55.0", "106.0")]
+    assert re.findall(r'cx="([\d.]+)"', html) == ["55.0", "80.5"]
+    assert "<strong>7.5</strong>" in html and "<strong>5</strong>" not in html
+    assert interval(Estimate(5.0), []) == ""
+
+
+def test_a_long_table_unfolds():
+    rows = [[str(i), float(i)] for i in range(30)]
+    assert table_html(Table("long", ["a", "b"], rows)).startswith("<details><summary>long (30 rows)")
+
+
+def test_what_evaluate_does_not_know_is_refused(loaded, table, capsys):
+    for words, arguments in {
+        "no part 'pixels'; did you mean 'pixel'": ["--parts", "pixels"],
+        "--labels takes NAME=CLASSES": ["--labels", "tissue"],
+        "no column 'sit'; did you mean 'site'": ["--domain", "sit"],
+    }.items():
+        with pytest.raises(SystemExit):
+            evaluate(table, *arguments)
+        assert words in capsys.readouterr().err
+    assert not (table.parent / "report" / "evaluation.json").exists()
+
+
+def test_the_checks_of_a_card_and_the_card(loaded, table, capsys):
+    told, _ = evaluate(table, "--parts", "pixel", "--checks")
+    out = capsys.readouterr().out
+    assert "has   licence of the training data: CC0" in out and "LACKS copies of training data: run the part privacy" in out
+    main(["evaluate", "halved", "--data", "gone.csv", "-o", str(table.parent / "report"), "--checks"])
+    assert capsys.readouterr().out.splitlines()[0] == "has   training data: a drawn set", "a finished report is not made again"
+    found = {check.what: check.there for check in checks({**told, "data": {**told["data"], "subjects": 1}})}
+    assert found["a yardstick"] and not found["an interval"]
+    text = card_text(told, loaded.contract)
+    psnr = told["sections"]["pixel"]["numbers"]["regions"]["body"]["psnr"]
+    assert f"| the model | {psnr['mean']:.4g} [{psnr['interval'][0]:.4g}, {psnr['interval'][1]:.4g}] |" in text
+    assert "a drawn set; licence CC0" in text and "Worst case s2<b>" in text
+    assert "Nothing was measured" in card_text(None, loaded.contract)
+
+
+def test_the_zoo_takes_numbers_and_card_from_the_report(table, tmp_path, monkeypatch, capsys):
+    from medgen.checkpoint import read_document
+    from medgen.cli.train import main as train
+
+    TINY = [
+        "task=translation",
+        "model=regression",
+        "data.source.size=[16,16]",
+        "data.source.slices=2",
+        "data.workers=0",
+        "data.batch_size=2",
+    ]
+    TINY += ["data.source.subjects={train: 1, validation: 1, test: 1}", "network.channels=[4,8]", "network.blocks=1", "training.steps=1"]
+    train([*TINY, "training.validate_every=1", "training.save_every=1", f"run={tmp_path / 'run'}"])
+    common = ["--data", str(table), "-o", str(tmp_path / "r"), "--parts", "pixel", "--device", "cpu"]
+    main(["evaluate", str(tmp_path / "run"), *common])
+    main(["zoo", "add", str(tmp_path / "run"), "mine", "--zoo", str(tmp_path / "zoo"), "--report", str(tmp_path / "r")])
+    told = json.loads((tmp_path / "r" / "evaluation.json").read_text())
+    psnr = told["sections"]["pixel"]["numbers"]["regions"]["body"]["psnr"]["mean"]
+    assert read_document(tmp_path / "zoo" / "mine")["metrics"]["PSNR"].startswith(f"{psnr:.4g} [")
+    capsys.readouterr()
+    main(["zoo", "card", str(tmp_path / "r")])
+    assert capsys.readouterr().out == (tmp_path / "zoo" / "mine" / "card.md").read_text()
+    (tmp_path / "r" / "evaluation.json").write_text("{}")
+    with pytest.raises(SystemExit):
+        main(["zoo", "card", str(tmp_path / "r")])
+    assert "not a report" in capsys.readouterr().err
+
+
+def test_names_of_parts_are_refused_with_the_nearest():
+    with pytest.raises(MedgenError, match="did you mean 'samples'"):
+        parts.chosen(["sample"])
+    assert [part.name for part in parts.chosen(["samples", "pixel"])] == ["pixel", "samples"]
