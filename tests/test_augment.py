@@ -69,3 +69,16 @@ def test_label_maps_keep_their_labels_in_3d():
     changed = Augment()(case, np.random.default_rng(0))
     assert changed["tissue"].dtype == np.int64 and set(np.unique(changed["tissue"])) <= {0, 1, 2, 3}
     assert changed["subject"] == "a" and np.array_equal(changed["affine"], np.eye(4))
+
+
+def test_mirroring_is_of_left_and_right_whatever_the_slice():
+    """Slices of a volume whose voxels tell their place along R, A and S: a mirrored one runs backwards along R and along nothing else."""
+    place = np.stack(np.meshgrid(*[np.linspace(-1, 1, 8)] * 3, indexing="ij"))
+    plain = Augment(mirror=0, probability=0.0)
+    for axis in range(3):
+        kept = [i for i in range(3) if i != axis]
+        affine = np.eye(4)[:, [*kept, axis, 3]].astype(np.float32)
+        case = {name: np.take(place[i], 4, axis)[None].astype(np.float32) for i, name in enumerate("ras")} | {"affine": affine}
+        seen = [plain(case, np.random.default_rng(n)) for n in range(40)]
+        backwards = {name for made in seen for name in "ras" if not np.array_equal(made[name], case[name])}
+        assert backwards == ({"r"} if axis != 0 else set())

@@ -277,6 +277,48 @@ def test_declared_padding_of_ct_becomes_air(tmp_path, value, limit):
     assert f"{share:.1%} of the voxels are declared padding (values from -3024)" in volume.meta["findings"][0]
 
 
+def test_each_slice_declares_its_own_padding(tmp_path):
+    array = grid()
+    array[0, 0] = -2000
+
+    def change(data, k):
+        if k > 0:
+            data.add_new("PixelPaddingValue", "SS", -2000)
+
+    volume = read_stored(series(tmp_path / "s", array, AXIAL, change=change))
+    assert volume.array[0, 0, 0].tolist()[0] == -2000 and set(volume.array[0, 0, 0].tolist()[1:]) == {-1024}
+
+
+@pytest.mark.parametrize(
+    ("half", "dated", "hours", "said"),
+    [
+        (6586.2, "20200110090000", 1, None),
+        (6586.2, "20200109233000", 10.5, None),
+        (6586.2, "20191201090000", 1, "the injection is dated 2019-12-01 and the scan 2020-01-10: only its clock time is used"),
+        (6586.2, "20210110090000", 1, "the injection is dated 2021-01-10"),
+        (6586.2, "20200109090000", 1, "the injection is dated 2020-01-09"),  # 25 hours of F-18 leave nothing to scan
+        (282240.0, "20200105090000", 121, None),  # Zr-89 is scanned days later
+        (282240.0, "20190105090000", None, "no SUV: lacks a believable time of the injection"),
+    ],
+)
+def test_the_date_of_an_injection_is_believed_where_it_can_be(tmp_path, half, dated, hours, said):
+    from copy import deepcopy
+
+    def change(data, k):
+        data.SeriesDate = data.AcquisitionDate = "20200110"
+        data.SeriesTime = data.AcquisitionTime = "100000"
+        data.RadiopharmaceuticalInformationSequence = deepcopy(data.RadiopharmaceuticalInformationSequence)
+        drug = data.RadiopharmaceuticalInformationSequence[0]
+        drug.RadiopharmaceuticalStartDateTime, drug.RadionuclideHalfLife = dated, half
+
+    array = np.abs(grid())
+    volume = read_stored(pet(tmp_path / "s", array, AXIAL, [2] * 6, change))
+    assert (volume.meta["findings"] == []) if said is None else said in volume.meta["findings"][0]
+    factor = 1 if hours is None else 70000 / (370e6 * 2 ** (-hours * 3600 / half))
+    assert np.allclose(volume.array[0], array * 2.0 * factor, rtol=1e-4)
+    assert volume.units == ("BQML" if hours is None else "SUV")
+
+
 def test_undeclared_padding_is_told_and_kept_and_that_of_mr_is_the_lowest_value(tmp_path):
     array = grid()
     array[0] = -3024

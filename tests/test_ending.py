@@ -125,3 +125,24 @@ def test_a_refused_run_in_a_sweep_leaves_no_folder_of_its_own(tmp_path, monkeypa
         main(["--multirun", *TINY, "data.source.channels=[t1]", "task.target=[t2]", "seed=0,1", "hydra.sweep.dir=sweep"])
     assert "needs channel 't2'" in capsys.readouterr().err
     assert not (tmp_path / "sweep" / "0").exists()
+
+
+def test_a_fit_that_fails_gives_the_signals_back():
+    import lightning
+    import torch
+
+    from medgen.training.callbacks import GracefulStop
+
+    class Failing(lightning.LightningModule):
+        def training_step(self, batch, batch_idx):
+            raise RuntimeError("on purpose")
+
+        def configure_optimizers(self):
+            return torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = lightning.Trainer(max_epochs=1, callbacks=[GracefulStop()], accelerator="cpu", **quiet)
+    with pytest.raises(RuntimeError, match="on purpose"):
+        trainer.fit(Failing(), torch.utils.data.DataLoader([0, 1]))
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before

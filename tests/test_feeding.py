@@ -226,3 +226,35 @@ def test_the_clock_tells_waiting_from_working():
     assert 0.14 < clock.waited < 0.4  # five batches; the first one does not count
     assert 0.06 <= clock.used < 0.2
     assert 0.5 < clock.share < 0.85
+
+
+def test_the_slices_beside_an_unpaired_slice_come_with_it(stacks):
+    cut = Cut(unpaired=["t2"], neighbours=1)
+    cases = data(stacks, options=Options(min_foreground=0, cut=cut)).split("train")
+    for n in range(50):
+        case = cases.case(8, np.random.default_rng(n))
+        middle, before = stored(case, "t2"), stored(case, "t2_m1")
+        assert middle - before == pytest.approx(0 if round(middle - 0.5) % 10 == 0 else 1, abs=1e-3)
+
+
+def test_rows_of_a_label_map_alone_serve_as_unpaired(tmp_path):
+    write(tmp_path / "a.nii.gz", np.arange(8 * 8 * 6).reshape(8, 8, 6))
+    write(tmp_path / "l.nii.gz", np.arange(8 * 8 * 6).reshape(8, 8, 6) // 48 % 2)
+    path = manifest(tmp_path, "subject,split,t1,tissue", "s,train,a.nii.gz,", "u,train,,l.nii.gz")
+    options = Options(min_foreground=0, cut=Cut(unpaired=["tissue"]))
+    case = FileData(path, {"t1": PLAIN}, (8, 8), labels={"tissue": 2}, options=options).split("train").case(0, np.random.default_rng(0))
+    assert case["subject"] == "s" and set(np.unique(case["tissue"])) == {0, 1} and case["tissue"].dtype == np.int64
+
+
+def test_a_slice_beside_a_missing_slice_is_missing_too(stacks):
+    cut = Cut(neighbours=1)
+    batch = next(iter(DataModule(data(stacks, options=Options(min_foreground=0, missing=True, cut=cut)), batch_size=36).train_dataloader()))
+    dense = Translation(["t1", "t1_m1"], ["t2"], PSNR(2.0), availability=True).condition(batch).dense
+    assert torch.equal(dense[:, 2], dense[:, 3]) and torch.equal(dense[:, 2, 0, 0], batch["t1_available"])
+
+
+def test_a_column_named_like_a_slice_beside_another_is_refused(stacks):
+    text = (stacks / "list.csv").read_text()
+    (stacks / "list.csv").write_text(text.replace("t1,t2", "t1_p1,t2"))
+    with pytest.raises(MedgenError, match=r"channel 't1_p1' is named like the slice 1 after 't1'; rename the column"):
+        data(stacks, channels={"t1_p1": PLAIN})

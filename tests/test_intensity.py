@@ -70,3 +70,5 @@ def test_a_floor_takes_padding_as_air():
     np.testing.assert_array_equal(mapped[2:], plain.forward(stored.astype(np.float32), **plain.fit(stored))[2:])
     assert torch.equal(floored.forward(torch.from_numpy(stored).float(), -1024, 2000), torch.from_numpy(mapped))
     assert intensity_map(**floored.describe()) == floored
+    with pytest.raises(MedgenError, match="floor -500 lies above low -1024"):
+        intensity_map("ct_hu", floor=-500)

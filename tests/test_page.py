@@ -9,6 +9,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from medgen.cli.main import main
 from medgen.core.contract import Contract
@@ -118,6 +119,34 @@ def test_one_subject_has_no_interval_and_the_page_says_so(loaded, table):
     assert "One subject" in html[: html.index("<h2")]
     assert told["sections"]["pixel"]["numbers"]["regions"]["body"]["psnr"]["interval"] is None
     assert 'class="interval"' not in html
+
+
+def test_colour_pictures_without_geometry_have_a_page_too(tmp_path, monkeypatch):
+    """A model of plain pictures that doubles nothing: its answer is its source, so MAE is the distance of the two files."""
+    rule = {"name": "unit_range", "low": 0.0, "high": 255.0, "typical": {"low": 0.0, "high": 255.0}}
+    colours = ("red", "green", "blue")
+    source, target = (tuple(f"{name}_{colour}" for colour in colours) for name in ("he", "ihc"))
+    contract = Contract(2, (40, 32), target, source, intensity=dict.fromkeys((*source, *target), rule))
+
+    class Copy(torch.nn.Module):
+        caveat = ""
+
+        def sample(self, condition, shape, rng):
+            return condition.dense
+
+    model = Pretrained(Copy(), Translation(source, target, PSNR(2.0)), contract, {}, Path("copier"))
+    monkeypatch.setattr("medgen.cli.loading.load", lambda name, device: model)
+    rows = ["subject,split,he,ihc"]
+    for i in range(2):
+        array = np.random.default_rng(i).integers(20, 200, (40, 32, 3), dtype=np.uint8)
+        Image.fromarray(array).save(tmp_path / f"{i}_he.png")
+        Image.fromarray(array + 10 + i).save(tmp_path / f"{i}_ihc.png")
+        rows.append(f"s{i},test,{i}_he.png,{i}_ihc.png")
+    (tmp_path / "list.csv").write_text("\n".join(rows) + "\n")
+    told, html = evaluate(tmp_path / "list.csv")
+    volumes = told["sections"]["pixel"]["numbers"]["regions"]["whole"]["mae"]["volumes"]
+    assert [v["value"] for v in volumes] == pytest.approx([10 / 127.5, 11 / 127.5], rel=1e-4)
+    assert told["sections"]["pixel"]["worst"][0][0] == "s1" and "All cases, the worst first" in html
 
 
 def test_an_interrupted_evaluation_goes_on_without_making_anything_twice(loaded, table, monkeypatch):

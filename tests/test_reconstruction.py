@@ -357,6 +357,9 @@ def test_evaluate_scores_a_reconstruction_model(checkpoints, capsys):
     mse = float(((model.reconstruct(acquired).image.array - read(checkpoints / "t1.nii.gz").array) ** 2).mean())
     value = report["regions"]["whole"]["psnr"]["volumes"][0]["value"]
     assert value == pytest.approx(10 * math.log10(255**2 / mse), abs=0.01)
+    peak = float(read(checkpoints / "t1.nii.gz").array.max())
+    assert report["fastmri"]["psnr"]["mean"] == pytest.approx(10 * math.log10(peak**2 / mse), abs=0.1), "its range is the volume's maximum"
+    assert set(report["baselines"]) == {"zero-filled"}
 
 
 def test_a_prior_can_be_trained_on_after_it_was_used():

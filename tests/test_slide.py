@@ -2,6 +2,7 @@
 
 import multiprocessing
 import pickle
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -174,6 +175,7 @@ def test_it_travels_to_workers(noise):
 
 
 def _adopt(slide):
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # whatever the parent does with it: the pool ends its processes so
     globals()["_ADOPTED"] = slide  # inherited by the fork, not pickled
 
 

@@ -183,13 +183,185 @@ def test_pruning_leaves_the_newest_arrays_of_the_rows_that_are_named(scans):
     assert store.prune(wanted) == 0
 
 
-def test_a_full_disk_is_one_sentence(scans, monkeypatch):
-    def full(self, files, where):
-        raise OSError(28, "No space left on device")
+def test_a_worker_has_the_limits_that_are_set(scans):
+    (scans / "1_t1.nii.gz").write_bytes((scans / "1_t1.nii.gz").read_bytes())
+    with pytest.raises(MedgenError, match=r"3 of 3 rows .*longer than 0 s .*options\.keep\.seconds"):
+        data(scans, options={"keep": Keep(workers=1, seconds=0.0)}).split("train")
 
-    monkeypatch.setattr(recipes.Recipe, "pieces", full)
-    with pytest.raises(MedgenError, match=r"could not keep prepared data in .*No space left on device"):
+
+def test_a_file_system_without_locks_is_told(scans, monkeypatch):
+    import fcntl
+
+    def without(*arguments):
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", without)
+    with pytest.raises(MedgenError, match=r"this file system has no locks.*on a local disk"):
         data(scans).split("train")
+
+
+def test_a_slide_needs_planes_as_a_picture_does(tmp_path):
+    from special_samples import write_slide
+
+    write_slide(tmp_path / "slide.svs")
+    (tmp_path / "list.csv").write_text("subject,image\na,slide.svs\n")
+    cut = Options(cut=Cut(tissue=0.0), keep=Keep("memory"))
+    with pytest.raises(MedgenError, match=r"has 3 channels and 'image' takes one; use channels image_red"):
+        FileData(str(tmp_path / "list.csv"), {"image": {"name": "unit_range"}}, (32, 32), options=cut).split("train")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_full_disk_is_one_sentence(scans, workers):
+    """A limit on the size of files stands for the disk; it is inherited by the processes that prepare."""
+    script = f"""
+        import resource
+        from tests_store import data
+        from medgen.data.options import Keep
+        from pathlib import Path
+        resource.setrlimit(resource.RLIMIT_FSIZE, (3000, resource.RLIM_INFINITY))
+        data(Path({str(scans)!r}), options={{"keep": Keep(workers={workers})}}).split("train")
+    """
+    script = textwrap.dedent(script).replace("tests_store", "test_store")
+    paths = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": paths})
+    assert "could not keep prepared data in" in done.stderr.splitlines()[-1] and "File too large" in done.stderr.splitlines()[-1]
+    assert "set data.source.options.keep.folder to another place" in done.stderr
+
+
+def test_the_order_of_channels_is_part_of_the_recipe(scans):
+    """The first one says which slices are worth showing."""
+    one, other = (data(scans, channels=channels) for channels in ({"ct": HU, "t1": MR}, {"t1": MR, "ct": HU}))
+    assert one.store.folder != other.store.folder
+
+
+def test_what_lies_beside_a_header_belongs_to_it(tmp_path):
+    def seen_mean(cell: str) -> float:
+        (tmp_path / "list.csv").write_text(f"subject,ct\na,{cell}\n")
+        cases = FileData(str(tmp_path / "list.csv"), {"ct": HU}, (8, 8), options=Options(min_foreground=0)).split("train")
+        return float(cases.case(0, None)["ct"].mean())
+
+    for value in (100, 700):
+        nibabel.save(nibabel.Nifti1Pair(np.full((8, 8, 4), value, np.int16), np.eye(4)), tmp_path / "pair.hdr")
+        (tmp_path / "voxels.raw").write_bytes(np.full((4, 8, 8), value, "<i2").tobytes())
+        fields = ["NDims = 3", "DimSize = 8 8 4", "ElementType = MET_SHORT", "ElementByteOrderMSB = False", "ElementDataFile = voxels.raw"]
+        (tmp_path / "apart.mhd").write_text("\n".join(["ObjectType = Image", *fields]) + "\n")
+        assert seen_mean("pair.hdr") == pytest.approx(value / 1000) == seen_mean("apart.mhd")
+
+
+def test_the_parts_of_an_ome_tiff_and_of_a_packed_pair_belong_to_it(tmp_path):
+    import gzip
+
+    import tifffile
+
+    from medgen.data.sources import seen
+
+    parts = "".join(
+        f'<TiffData FirstZ="{z}" IFD="0"><UUID FileName="{name}.ome.tif">urn:uuid:{name}</UUID></TiffData>' for z, name in enumerate("ab")
+    )
+    pixels = '<Pixels ID="Pixels:0" DimensionOrder="XYZCT" Type="uint8" SizeX="8" SizeY="8" SizeZ="2" SizeC="1" SizeT="1">'
+    schema = 'xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" UUID="urn:uuid:a"'
+    head = f'<?xml version="1.0" encoding="UTF-8"?><OME {schema}><Image ID="Image:0">{pixels}{parts}</Pixels></Image></OME>'
+    states = []
+    for value in (9, 200):
+        tifffile.imwrite(tmp_path / "a.ome.tif", np.full((8, 8), 9, np.uint8), description=head, metadata=None)
+        tifffile.imwrite(tmp_path / "b.ome.tif", np.full((8, 8), value, np.uint8), description=head, metadata=None)
+        nibabel.save(nibabel.Nifti1Pair(np.full((8, 8, 4), value, np.int16), np.eye(4)), tmp_path / "pair.hdr")
+        for name in ("pair.hdr", "pair.img"):
+            (tmp_path / f"{name}.gz").write_bytes(gzip.compress((tmp_path / name).read_bytes(), mtime=0))
+        states.append([seen(str(tmp_path / name)).digested().digest for name in ("a.ome.tif", "pair.hdr.gz", "pair.img.gz")])
+    assert all(before != after for before, after in zip(*states, strict=True))
+
+
+def test_what_does_not_change_whole_volumes_does_not_prepare_them_again(scans, prepared):
+    for size, options in (((8, 8, 8), {}), ((4, 4, 4), {}), ((8, 8, 8), {"min_foreground": 0.5})):
+        data(scans, size, options).split("train")
+    data(scans, channels={"ct": {**HU, "low": -1000.0}, "t1": MR}).split("train")
+    assert len(prepared) == 3
+    data(scans, (8, 8)).split("train")
+    data(scans, (8, 6)).split("train")
+    assert len(prepared) == 9
+
+
+def test_other_content_of_the_same_size_and_time_is_seen(scans):
+    path, before = scans / "1_t1.nii", (scans / "1_t1.nii.gz").stat()
+    (scans / "list.csv").write_text((scans / "list.csv").read_text().replace("1_t1.nii.gz", "1_t1.nii"))
+    means = []
+    for value in (10, 20):
+        write(path, np.full(SHAPE, value, np.float32) + np.arange(10, dtype=np.float32))
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+        means.append(data(scans).prepared("train")[1].ranges["t1"]["high"])
+    assert means[1] - means[0] == pytest.approx(10)
+
+
+def test_a_file_that_changes_while_others_are_prepared_is_prepared_again_next_time(scans, prepared):
+    def meddle(done, of):
+        if done == 2:
+            write(scans / "0_t1.nii.gz", np.random.default_rng(9).gamma(2, 50, SHAPE).astype(np.float32))
+
+    assert len(data(scans).prepared("train", meddle)) == 3
+    data(scans).split("train")
+    assert prepared == ["s0", "s1", "s2", "s0"]
+
+
+def test_a_file_that_vanishes_costs_its_row(scans):
+    def meddle(done, of):
+        (scans / "2_t1.nii.gz").unlink(missing_ok=True)
+
+    for workers in (0, 1):
+        write(scans / "2_t1.nii.gz", np.ones(SHAPE, np.float32) + np.arange(10, dtype=np.float32))
+        keep = Keep(str(scans / f"store{workers}"), workers=workers, skip_broken=True)
+        with pytest.warns(UserWarning, match=r"1 of 3 rows .*2_t1\.nii\.gz: No such file"):
+            assert len(data(scans, options={"keep": keep}).prepared("train", meddle)) == 2
+
+
+def test_arrays_that_are_gone_are_made_again(scans, prepared):
+    first = data(scans).split("train").case(0, np.random.default_rng(0))
+    (shard,) = (scans / ".medgen").glob("*/*.bin")
+    for spoil in (lambda: os.truncate(shard, 100), shard.unlink):
+        spoil()
+        np.testing.assert_array_equal(data(scans).split("train").case(0, np.random.default_rng(0))["ct"], first["ct"])
+    assert len(prepared) == 6  # the truncated file costs three rows, and is needed by none when it goes
+
+
+def test_a_store_on_a_read_only_disk_serves(scans, prepared, monkeypatch):
+    data(scans).split("train")
+    monkeypatch.setattr(os, "access", lambda path, mode: not str(path).startswith(str(scans)))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(scans / "cache"))
+    os.utime(scans / "0_t1.nii.gz", ns=(1, 1))  # touched, with the same content
+    data(scans).split("train")
+    assert len(prepared) == 3 and not (scans / "cache").exists()
+    data(scans).split("validation")  # which it lacks
+    assert len(prepared) == 4 and (scans / "cache").exists()
+
+
+def test_parts_of_one_file_are_hashed_once(tmp_path, monkeypatch):
+    from medgen.data import sources
+
+    np.savez(tmp_path / "set.npz", images=np.random.default_rng(0).integers(0, 255, (30, 8, 8), np.uint8))
+    (tmp_path / "list.csv").write_text("subject,image\n" + "".join(f"s{i},set.npz#images/{i}\n" for i in range(30)))
+    read, real = [], Path.open
+
+    def counted(self, *arguments, **options):
+        read.append(self.name)
+        return real(self, *arguments, **options)
+
+    sources._content.cache_clear()
+    monkeypatch.setattr(Path, "open", counted)
+    keep = Options(min_foreground=0, keep=Keep(workers=0))
+    assert (
+        len(FileData(str(tmp_path / "list.csv"), {"image": {"name": "unit_range"}}, (8, 8), slice_axis=None, options=keep).split("train"))
+        == 30
+    )
+    assert read.count("set.npz") <= 2
+
+
+def test_readers_close_what_they_opened(scans):
+    for _ in range(3):
+        data(scans).split("train").case(0, np.random.default_rng(0))
+    held = len(os.listdir("/proc/self/fd"))
+    for _ in range(20):
+        data(scans).split("train").case(0, np.random.default_rng(0))
+    assert len(os.listdir("/proc/self/fd")) <= held + 2
 
 
 def test_a_folder_that_cannot_be_written_is_served_from_the_cache(scans, monkeypatch):

@@ -4,6 +4,7 @@ import ctypes
 import os
 import time
 
+import numpy as np
 import pytest
 
 from medgen.core.errors import MedgenError
@@ -58,3 +59,14 @@ def test_nothing_is_left_behind_when_the_caller_stops_early():
     results.close()
     with pytest.raises(ProcessLookupError):
         os.kill(process, 0)
+
+
+def mapped(path):
+    return int(np.load(path, mmap_mode="r")[-1, -1])
+
+
+def test_a_file_that_is_mapped_counts_not_as_memory(tmp_path):
+    array = np.lib.format.open_memmap(tmp_path / "big.npy", "w+", np.uint8, (3 << 15, 1 << 15))  # 3 GiB, of which the disk holds a page
+    array[-1, -1] = 7
+    del array
+    assert dict(each(mapped, [str(tmp_path / "big.npy")], 1, Limits(memory=GIB))) == {0: 7}

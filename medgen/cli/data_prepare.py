@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from medgen.checkpoint import build
 from medgen.cli.configs import compose, resolved
@@ -28,4 +29,10 @@ def run(options: argparse.Namespace) -> None:
     if options.prune:
         freed = store.prune(source.wanted(source.manifest))
         print(f"pruned: {freed / 1e6:.1f} MB")
-    print(f"on disk: {sum(path.stat().st_size for path in store.folder.iterdir()) / 1e6:.1f} MB")
+        for other in sorted(path.parent for path in store.folder.parent.glob("*/recipe.json") if path.parent != store.folder):
+            print(f"of another recipe: {other}, {_size(other)}; delete the folder where no run needs it")
+    print(f"on disk: {_size(store.folder)}")
+
+
+def _size(folder: Path) -> str:
+    return f"{sum(path.stat().st_size for path in folder.iterdir()) / 1e6:.1f} MB"

@@ -54,6 +54,10 @@ class CTWindow(IntensityMap):
     name = "ct_hu"
     units = "HU"
 
+    def __post_init__(self):
+        if self.floor is not None and self.floor > self.low:
+            raise MedgenError(f"ct_hu: floor {self.floor:g} lies above low {self.low:g}, so nothing would be background; raise low to it")
+
     def fit(self, values: np.ndarray) -> dict[str, float]:
         return {"low": self.low, "high": self.high}
 

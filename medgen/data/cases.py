@@ -48,7 +48,7 @@ class Prepared:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return next(iter(self.images.values())).shape
+        return next(iter((self.images or self.labels).values())).shape
 
     @property
     def cases(self) -> int:

@@ -14,16 +14,18 @@ import numpy as np
 
 from medgen.core.errors import MedgenError, nearest
 from medgen.core.intensity import IntensityMap, intensity_map
-from medgen.core.neighbours import neighbours
+from medgen.core.neighbours import neighbour, neighbours
 from medgen.core.task import MOMENTS
 from medgen.data.cases import Cutter, InMemory, Patches, Planes, RowCases, Unpaired
 from medgen.data.checks import attribute
+from medgen.data.formats.format import read_limit
 from medgen.data.manifest import Manifest
 from medgen.data.options import Options
 from medgen.data.planes import plane_of
 from medgen.data.recipe import Recipe
 from medgen.data.source import Cases
 from medgen.data.store import Progress, Rows, Store, Wanted
+from medgen.data.workers import Limits
 
 _RESERVED = ("subject", "split", "affine", "index", MOMENTS)
 _ROBUST = (".nii", ".nii.gz", ".npy", ".png")  # decoders that have never ended a process
@@ -160,7 +162,14 @@ class FileData:
         wanted, store = self.wanted(manifest), self.store
         if store is None:
             return InMemory([list(self.recipe.pieces(row.files, row.where)) for row in wanted]), {}
-        return store.rows(wanted, self._workers(wanted), progress or progress_bar(f"preparing {manifest.path}"))
+        if not os.access(store.folder.parent, os.W_OK) and store.folder.parent.is_dir() and store.complete(wanted) is None:
+            store = Store(_cache(manifest.path), self.recipe)  # a store on a read-only disk that lacks something
+        return store.rows(wanted, self._workers(wanted), progress or progress_bar(f"preparing {manifest.path}"), self._limits)
+
+    @property
+    def _limits(self) -> Limits:
+        keep = self.options.keep
+        return Limits(keep.seconds, read_limit() if keep.memory is None else keep.memory)
 
     def _workers(self, wanted: Sequence[Wanted]) -> int:
         """Few small files of robust formats are prepared here and now; others in processes that may die of them."""
@@ -194,6 +203,13 @@ class FileData:
         for name in names:
             if names.count(name) > 1 or name in _RESERVED:
                 raise MedgenError(f"'{name}' has two roles; a name is one channel, one label map or one attribute, and none of {_RESERVED}")
+        for name in self.maps:
+            base, away = neighbour(name)
+            if away:
+                remedy = f"rename the column, or take the slices beside '{base}' by cut.neighbours"
+                raise MedgenError(
+                    f"channel '{name}' is named like the slice {abs(away)} {'after' if away > 0 else 'before'} '{base}'; {remedy}"
+                )
         self.manifest.require([*self.recipe.files, *self.attributes])
         self.recipe.check_kinds()
         self._check_cut()
@@ -222,7 +238,8 @@ class FileData:
         for pool, need in zip(pools, (first, second), strict=True):
             if not len(pool):
                 raise MedgenError(f"{self.manifest.path}: no row of split '{split}' has {', '.join(sorted(need))}; see cut.unpaired")
-        return Unpaired(cases, pools[0], pools[1], names)
+        own = [name for name in names if name in self.maps]
+        return Unpaired(cases, pools[0], pools[1], [*names, *neighbours(own, self.options.cut.neighbours)])
 
     def _intensity(self, channel: str, known: Sequence[tuple[Any, bool, Mapping[str, Any]]]) -> dict[str, Any]:
         return {**self.maps[channel].describe(), "typical": _typical(known, channel)}
@@ -238,8 +255,14 @@ class FileData:
 def default_store(manifest: Path) -> Path:
     """`.medgen` beside the manifest, or a folder of its own in the user's cache where that cannot be written."""
     folder = manifest.resolve().parent
-    if os.access(folder, os.W_OK | os.X_OK):
+    if os.access(folder, os.W_OK | os.X_OK) or (folder / ".medgen").is_dir():
         return folder / ".medgen"
+    return _cache(manifest)
+
+
+def _cache(manifest: Path) -> Path:
+    """A folder for this manifest's data in the user's cache."""
+    folder = manifest.resolve().parent
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return cache / "medgen" / "stores" / hashlib.sha256(str(folder).encode()).hexdigest()[:16]
 

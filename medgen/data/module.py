@@ -147,7 +147,7 @@ class DataModule(lightning.LightningDataModule):
         if self.balance is None:
             return Shuffled(len(cases), self.seed) if buckets is None else Bucketed(buckets, self.seed)
         if buckets is not None:
-            raise MedgenError(f"balance={self.balance} cannot be had together with options.buckets; choose one")
+            raise MedgenError(f"balance={self.balance} cannot be had together with data.source.options.cut.buckets; choose one")
         if not hasattr(cases, "classes"):
             raise MedgenError(f"balance={self.balance}: {type(self.source).__name__} does not know its classes beforehand; leave it out")
         return Balanced(cases.classes(self.balance), self.seed)

@@ -50,11 +50,14 @@ class Keep:
             anew in every process and keeps nothing on disk.
         workers: processes that prepare; None decides by the files, 0 is this process, which a decoder's crash would end.
         skip_broken: leave rows out that cannot be prepared, with a warning, instead of refusing to train.
+        seconds, memory: that a worker may take for a row: wall time, and bytes (None: as much as one image may take).
     """
 
     folder: str | None = None
     workers: int | None = None
     skip_broken: bool = False
+    seconds: float = 900.0
+    memory: int | None = None
 
 
 @dataclass(frozen=True)

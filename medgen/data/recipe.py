@@ -19,7 +19,7 @@ from medgen.data.formats.slide import ENDINGS as SLIDES
 from medgen.data.formats.slide import Slide
 from medgen.data.readers import finite, parted, read_stored
 
-VERSION = 1  # of what a recipe makes of a file; raise it where that changes
+VERSION = 2  # of what a recipe makes of a file; raise it where that changes
 _TILES = 256  # of a slide that are in memory at once
 _SPOTS = 2048  # centres of patches that are kept of each kind
 _SPOT_STREAM = 0x73706F74
@@ -53,7 +53,13 @@ class Recipe:
 
     def facts(self) -> dict[str, Any]:
         """What the result depends on, as plain data."""
-        return {"version": VERSION, **asdict(self)}
+        facts = {"version": VERSION, "order": list(self.columns), **asdict(self)}  # the first channel tells what is foreground
+        facts["rules"] = {name: {k: float(v) if isinstance(v, int) else v for k, v in rule.items()} for name, rule in self.rules.items()}
+        if len(self.size) == 3:  # whole volumes are kept, from which windows are cut
+            facts |= {"size": 3, "min_foreground": None, "tiles": None}
+            facts |= {} if self.resize else {"axes": None}
+            facts["frame"] = self.size[1:] if self.resize else None
+        return facts
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -91,7 +97,7 @@ class Recipe:
         ranges = {name: self.maps[name].fit(volume.array) for name, volume in images.items()}
         images, labels = ({name: self._turned(volume) for name, volume in group.items()} for group in (images, labels))
         kinds = {name: stored[self.columns[name][0]].array.dtype for name in images}
-        volumetric = len(next(iter(images.values())).shape) == 3
+        volumetric = len(next(iter((images or labels).values())).shape) == 3
         for axis in self.axes if volumetric and len(self.size) == 2 else (None,):
             yield self._piece(images, labels, ranges, kinds, axis)
 
@@ -108,10 +114,11 @@ class Recipe:
         for name, volume in placed.items():
             exact = volume.array is images[name].array and not self.resize
             kept[name] = _compact(volume.array[0], self.maps[name], ranges[name], kinds[name] if exact else None)
-        first = next(iter(placed.values()))
+        maps = {name: self._spaced(volume, axis, labels=True) for name, volume in labels.items()}
+        first = next(iter((placed or maps).values()))
         prepared = Prepared(
             images=kept,
-            labels={name: _small(self._spaced(volume, axis, labels=True).array[0]) for name, volume in labels.items()},
+            labels={name: _small(volume.array[0]) for name, volume in maps.items()},
             affines=first.affine,
             ranges=ranges,
             spacing=first.spacing,
@@ -136,7 +143,8 @@ class Recipe:
             raise MedgenError(f"{cell}: {found}; lower cut.tissue or the size, or leave it out")
         for first in range(0, len(places), _TILES):
             tiles = np.stack([slide.region(tile.y, tile.x, self.size[0], mpp=mpp) for tile in places[first : first + _TILES]])
-            planes = {name: tiles[:, plane or 0] for name, (_, plane) in self.columns.items()}
+            stack = Volume(np.moveaxis(tiles, 1, 0), meta={"file": cell})
+            planes = {name: one_plane(stack, name, plane).array[0] for name, (_, plane) in self.columns.items()}
             ranges = {name: self.maps[name].fit(values) for name, values in planes.items()}
             kept = {name: _compact(values, self.maps[name], ranges[name], values.dtype) for name, values in planes.items()}
             yield Prepared(kept, {}, None, ranges, None, volumetric=False)

@@ -118,7 +118,8 @@ class _Worker:
         """The item's result; `_NOTHING` yet where the process only says that it has started."""
         if not heard:
             self.end()
-            return Failure(f"took longer than {self.limits.seconds:g} s and was stopped; the file is damaged or needs more time")
+            remedy = "the file is damaged, or give it more time (options.keep.seconds)"
+            return Failure(f"took longer than {self.limits.seconds:g} s and was stopped; {remedy}")
         try:
             kind, value = pickle.loads(self.connection.recv_bytes())
         except (EOFError, ConnectionError):
@@ -167,20 +168,20 @@ def _answer(function: Callable[[Any], Any], item: Any, limits: Limits) -> tuple[
     except MedgenError as error:
         return "refused", str(error)
     except MemoryError:
-        return "refused", f"needs more than {(limits.memory or 0) / GIB:.3g} GiB of memory"
+        return "refused", f"needs more than {(limits.memory or 0) / GIB:.3g} GiB of memory (options.keep.memory)"
     except Exception:
         return "fault", traceback.format_exc()
 
 
 def _hold(memory: int) -> None:
-    """Let this process grow by `memory` bytes of address space and no more."""
+    """Let this process take `memory` bytes more of its own; files that it maps to read do not count."""
     try:
         import resource
 
-        with open("/proc/self/statm") as file:
-            now = int(file.read().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (now + memory, resource.getrlimit(resource.RLIMIT_AS)[1]))
-    except (ImportError, OSError, ValueError):
+        with open("/proc/self/status") as file:
+            now = next(int(line.split()[1]) for line in file if line.startswith("VmData")) * 1024
+        resource.setrlimit(resource.RLIMIT_DATA, (now + memory, resource.getrlimit(resource.RLIMIT_DATA)[1]))
+    except (ImportError, OSError, ValueError, StopIteration):
         return  # no such limit on this system
 
 

@@ -138,7 +138,7 @@ def _cell(value: Any, scale: Sequence[Estimate], best: bool, zero: bool) -> str:
     if isinstance(value, Estimate):
         unit = f" {escape(value.unit)}" if value.unit else ""
         ends = f'<span class="range">{value.interval[0]:.4g} to {value.interval[1]:.4g}</span>' if value.interval else ""
-        number = "not defined" if value.value != value.value else f"{value.value:.4g}{unit}"
+        number = '<span class="soft">-</span>' if value.value != value.value else f"{value.value:.4g}{unit}"
         text = f"{f'<strong>{number}</strong>' if best else number}{ends}{interval(value, scale, zero)}"
         return f'<span title="{escape(value.reason)}">{text}</span>' if value.reason else text
     if isinstance(value, bool) or value is None:

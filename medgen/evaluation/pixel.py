@@ -16,6 +16,7 @@ from medgen.evaluation.baselines import Baseline, baselines
 from medgen.evaluation.pictures import Cut, cases_picture, coloured, heights, seen, worst_height
 from medgen.evaluation.section import Estimate, Figure, Level, Section, Table, skipped
 from medgen.evaluation.work import AIR, Case, Work
+from medgen.metrics.conventions import fastmri
 from medgen.metrics.panel import METRICS, all_pixel
 from medgen.metrics.statistics import summarise
 
@@ -61,9 +62,11 @@ def section(work: Work) -> Section:
     rivals, unit = baselines(work), unit_of(work)
     rows: list[Row] = []
     others: dict[str, list[Row]] = {rival.name: [] for rival in rivals}
+    known: list[Row] = []  # by fastMRI's convention
     for case in work.cases():
         made = work.made(case)
         rows += score_case(made.image, case, unit)
+        known += _fastmri(work, case, made.image)
         for rival in rivals:
             others[rival.name] += score_case(rival.predict(case, made), replace(case, regions={}), unit)
     told = Section(NAME, TITLE, numbers={**summary(rows), "baselines": {name: summary(found) for name, found in others.items()}})
@@ -71,6 +74,11 @@ def section(work: Work) -> Section:
     _judge(told, rows, others, rivals)
     told.tables = [_table(rows, MAIN, "Mean over subjects, by region"), _beside(rows, others, rivals)]
     told.tables += [_table(rows, KINDS, "What kind of error it is"), _cases(rows)]
+    if known:
+        told.numbers["fastmri"] = _region(known)
+        cells = ["the model", *(estimate(known, "fastmri", metric) for metric in known[0].values)]
+        note = "To compare with published numbers of fastMRI alone: the range is each volume's maximum, SSIM is by slices, uncropped."
+        told.tables.append(Table("By fastMRI's convention", ["method", *(HEADS[m] for m in known[0].values)], [cells], note))
     told.worst = [(row.subject, f"{_told(row)} in the body") for row in ranked(rows)[:SHOWN]]
     told.figures = _figures(work, rows)
     return told
@@ -112,6 +120,18 @@ def score_case(image: Tensor, case: Case, unit: Unit | None = None) -> list[Row]
     panel = all_pixel(image, case.target, DATA_RANGE, regions, ZERO, unit.size, unit.colours)
     scores = {name: {metric: float(value) for metric, value in values.items()} for name, values in panel.values.items()}
     return [Row(case.number, case.subject, name, scores[name], unit.name) for name in ("body", "whole", *list(regions)[1:])]
+
+
+def _fastmri(work: Work, case: Case, image: Tensor) -> list[Row]:
+    """One row of a reconstructed magnitude, from 0 up; none where the convention does not apply."""
+    if work.kind != "reconstruction" or case.target.shape[1] > 1:
+        return []
+    x, target = (((values - ZERO) / DATA_RANGE).clamp(min=0) for values in (image.to(case.target), case.target))
+    try:
+        found = fastmri(x, target, work.model.contract.slice_axis or 0)
+    except MedgenError:  # slices smaller than its window, an empty target
+        return []
+    return [Row(case.number, case.subject, "fastmri", {name: float(value) for name, value in found.items()})]
 
 
 def summary(rows: Sequence[Row]) -> dict[str, Any]:
@@ -211,10 +231,17 @@ def _table(rows: Sequence[Row], metrics: Sequence[str], title: str) -> Table:
     regions = list(dict.fromkeys(row.region for row in rows))
     known = [metric for metric in metrics if any(math.isfinite(row.values[metric]) for row in rows)]
     cells = [[region, *(estimate(rows, region, metric) for metric in known)] for region in regions]
-    note = "95 % intervals resample subjects; of a class, those who have it."
+    note = f"Better is: {_better(known)}. 95 % intervals resample subjects; of a class, those who have it."
     if metrics is KINDS:
-        note = " ".join(f"{HEADS[m][:1].upper()}{HEADS[m][1:]}: {METRICS[m].meaning}." for m in known)
+        note += " " + " ".join(f"{HEADS[m][:1].upper()}{HEADS[m][1:]}: {METRICS[m].meaning}." for m in known)
     return Table(title, ["region", *(HEADS[m] for m in known)], cells, note)
+
+
+def _better(metrics: Sequence[str]) -> str:
+    """Which way each of them is better."""
+    ways = {"max": "higher", "min": "lower", "zero": "nearer to 0"}
+    named = {word: [HEADS[m] for m in metrics if METRICS[m].best == way] for way, word in ways.items()}
+    return "; ".join(f"{word} {', '.join(names)}" for word, names in named.items() if names)
 
 
 def _beside(rows: Sequence[Row], others: Mapping[str, Sequence[Row]], rivals: Sequence[Baseline]) -> Table:
@@ -265,7 +292,9 @@ def _region(rows: list[Row]) -> dict[str, Any]:
 def _metric(values: list[float], subjects: list[str]) -> dict[str, Any]:
     listed = [{"subject": s, "value": v if math.isfinite(v) else None} for s, v in zip(subjects, values, strict=True)]
     if not all(map(math.isfinite, values)):
-        return {"mean": None, "interval": None, "reason": NOT_FINITE, "volumes": listed}
+        empty = dict.fromkeys(("mean", "interval", "median", "median_interval"))
+        return {**empty, "reason": NOT_FINITE, "volumes": listed}
     found = summarise(values, subjects)
     interval = None if found.interval is None else list(found.interval)
-    return {"mean": found.mean, "interval": interval, "reason": ONE_SUBJECT if interval is None else None, "volumes": listed}
+    told = {"mean": found.mean, "interval": interval, "reason": ONE_SUBJECT if interval is None else None}
+    return {**told, "median": found.median, "median_interval": found.median_interval, "volumes": listed}

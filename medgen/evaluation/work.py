@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from medgen.core.errors import MedgenError
 from medgen.core.neighbours import neighbour
@@ -26,6 +26,7 @@ from medgen.data.options import Keep, Options
 from medgen.data.planes import plane_of
 from medgen.data.readers import parted, read
 from medgen.evaluation.cost import Cost, Measured
+from medgen.evaluation.facts import described, weights_digest
 from medgen.evaluation.made import Made, load, save, written
 from medgen.evaluation.masks import body_mask
 from medgen.inference import Pretrained
@@ -219,12 +220,13 @@ class Work:
     @cached_property
     def fingerprint(self) -> str:
         """A digest of the weights."""
-        return _fingerprint(self.model.model)
+        return weights_digest(self.model.model)
 
     @cached_property
     def kept(self) -> Path:
         """The folder of answers of this very model under these settings."""
-        facts = {"model": self.fingerprint, "seed": self.seed, "draws": self.draws, "samples": self.samples}
+        facts = {"model": self.fingerprint, "seed": self.seed}
+        facts |= {"samples": self.samples} if self.kind == "synthesis" else {"draws": self.draws}
         facts |= {name: described(getattr(self.model.model, name, None)) for name in ("sampler", "guidance")}
         facts |= {"given": {k: str(v) for k, v in self.given.items()}, "data": str(self.manifest.path.resolve()), "split": self.split}
         facts |= {"rows": hashlib.sha256(json.dumps([dict(r) for r in self.manifest.rows]).encode()).hexdigest(), "files": self._files()}
@@ -380,25 +382,3 @@ def _as_volume(sample: np.ndarray, acquired: Any, image: Volume) -> np.ndarray:
     if sample.shape[0] == 1:
         return sample[0]
     return np.moveaxis(sample, 0, acquired.axis + 1).reshape(image.array.shape)
-
-
-def described(value: Any) -> Any:
-    """A sampler or a guidance as plain data, the same in every process: its class and what it was made of."""
-    if isinstance(value, type):
-        return f"{value.__module__}.{value.__qualname__}"
-    if isinstance(value, (list, tuple)):
-        return [described(item) for item in value]
-    if isinstance(value, Mapping):
-        return {str(key): described(item) for key, item in value.items()}
-    if isinstance(value, (Tensor, np.ndarray)):
-        return np.asarray(value).tolist()
-    if hasattr(value, "__dict__"):
-        return {"class": described(type(value)), **described(vars(value))}
-    return value if isinstance(value, (bool, int, float, str, type(None))) else repr(value)
-
-
-def _fingerprint(model: nn.Module) -> str:
-    state = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        state.update(name.encode() + value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return state.hexdigest()[:16]

@@ -44,9 +44,7 @@ def fastmri(x: Tensor, target: Tensor, slice_axis: int = 0) -> dict[str, Tensor]
     if not bool(torch.isfinite(x).all() & torch.isfinite(target).all()):
         raise MedgenError("an image holds NaN or infinite values; repair it before scoring")
     if bool((target < 0).any()) or not bool((target.flatten(1).amax(1) > 0).all()):
-        raise MedgenError(
-            "fastMRI's scores are of magnitudes: the target must not be negative nor 0 everywhere; undo the intensity map first"
-        )
+        raise MedgenError("fastMRI's scores are of magnitudes: the target must be positive somewhere and never negative")
     planes = [v.double()[:, 0].movedim(slice_axis + 1, 1) if v.ndim == 5 else v.double() for v in (x, target)]
     if min(planes[0].shape[2:]) < WINDOW:
         raise MedgenError(f"fastMRI's SSIM needs slices of at least {WINDOW} x {WINDOW}, got {tuple(planes[0].shape[2:])}")

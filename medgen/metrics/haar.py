@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from medgen.core.errors import MedgenError
-from medgen.metrics.pixel import check_pair
+from medgen.metrics.pixel import check_pair, real
 
 C, ALPHA = 30.0, 4.2  # fitted by the authors for values of 0 to 255
 SMALLEST, SLAB = 16, 16  # pixels along an edge: the largest filter on the halved image; planes held at once
@@ -53,7 +53,7 @@ def plane_axes(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def haar_scores(x: Tensor, target: Tensor, peak: float, masks: Tensor, zero: float = 0.0, rgb: bool = False) -> Tensor:
     """(R,) scores of one image (C, *S) in masks (R, *S) bool."""
-    dtype = x.dtype if x.dtype == torch.float64 else torch.float32
+    dtype = real(x[:0]).dtype
     scores = []
     for part in [slice(0, 3)] if rgb else [slice(c, c + 1) for c in range(len(x))]:
         lost, weight = torch.zeros(2, len(masks), dtype=torch.float64, device=x.device)
@@ -81,8 +81,7 @@ def _planes(x: Tensor, target: Tensor, masks: Tensor, zero: float) -> Iterator[t
 
 def _halved(planes: Tensor, zero: float) -> Tensor:
     """(..., H, W) less `zero` -> means of 2 x 2, with 0 beyond an odd border."""
-    planes = planes if planes.dtype == torch.float64 else planes.float()
-    return _pair_sums(_pair_sums(planes, -2, zero), -1, 0.0).mul_(0.25)
+    return _pair_sums(_pair_sums(real(planes), -2, zero), -1, 0.0).mul_(0.25)
 
 
 def _pair_sums(values: Tensor, axis: int, zero: float) -> Tensor:

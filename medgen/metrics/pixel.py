@@ -131,6 +131,11 @@ def check_range(target: Tensor, data_range: float | None) -> float:
     return float(data_range)
 
 
+def real(x: Tensor) -> Tensor:
+    """Single or double precision, for arithmetic: differences of bytes wrap, and half precision is too coarse."""
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
+
 def _check_scaling(x: Tensor, target: Tensor, peak: float) -> None:
     """Refuse a pair of which both images were stretched to the ends of the range by their own minimum and maximum.
 
@@ -194,7 +199,7 @@ def windowed(x: Tensor, y: Tensor, halo: int = 0) -> Iterator[tuple[slice, slice
 
     The moments are the windowed means of x, y, x^2 + y^2 and xy: four suffice, since only the sum of the two variances is needed.
     """
-    dtype = x.dtype if x.dtype in (torch.float32, torch.float64) else torch.float32
+    dtype = real(x[:0]).dtype
     windows = [window(n, dtype, x.device) for n in x.shape]
     for start, stop, first, last in _bands(len(x), SLAB, halo):
         low, high = max(0, first - RADIUS), min(len(x), last + RADIUS)

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from medgen.core.errors import MedgenError
-from medgen.metrics.pixel import RADIUS, check_pair, factors, interior, windowed
+from medgen.metrics.pixel import RADIUS, check_pair, factors, interior, real, windowed
 
 WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # their section 3.2, the finest scale first
 
@@ -71,7 +71,7 @@ def coarse_means(x: Tensor, target: Tensor, peak: float, weights: Tensor, scales
 def halved(x: Tensor) -> Tensor:
     """(C, *S) -> means of neighbouring pairs along each axis; an odd last voxel is left out."""
     pool = functional.avg_pool3d if x.ndim == 4 else functional.avg_pool2d
-    return pool(x if x.dtype == torch.float64 else x.float(), 2)
+    return pool(real(x), 2)
 
 
 def _image(x: Tensor, target: Tensor, peak: float, mask: Tensor | None, scales: int) -> Tensor:

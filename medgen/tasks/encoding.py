@@ -11,6 +11,7 @@ from torch.nn.functional import one_hot
 
 from medgen.core.errors import MedgenError, nearest
 from medgen.core.model import Moments
+from medgen.core.neighbours import neighbour
 from medgen.core.task import MOMENTS, availability
 
 
@@ -39,7 +40,8 @@ def flags(inputs: Mapping[str, Any], names: Sequence[str]) -> Tensor:
     """(B, len(names)): 1 where a case has the channel, 0 where it is missing; all ones where nothing is said."""
     image = pick(inputs, names[0])
     ones = image.new_ones(len(image))
-    return torch.stack([inputs.get(availability(name), ones).to(image) for name in names], 1)
+    own = [inputs.get(availability(neighbour(name)[0]), ones) for name in names]  # a slice beside a slice is there with it
+    return torch.stack([inputs.get(availability(name), flag).to(image) for name, flag in zip(names, own, strict=True)], 1)
 
 
 def vector(inputs: Mapping[str, Any], attributes: Mapping[str, int]) -> Tensor | None:

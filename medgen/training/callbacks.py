@@ -109,6 +109,10 @@ class GracefulStop(L.Callback):
     def on_fit_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        self._before = {}
+
+    def on_exception(self, trainer: L.Trainer, pl_module: Any, exception: BaseException) -> None:
+        self.on_fit_end(trainer, pl_module)
 
 
 class ProgressBar(L.pytorch.callbacks.ProgressBar):

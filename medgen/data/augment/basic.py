@@ -21,7 +21,8 @@ class Augment:
     """Mirroring, rotation, scaling and shift of a case, and a change of contrast of its images: the same draw for all its channels.
 
     Args:
-        mirror: axis that is flipped with probability 1/2 (0 is left-right in RAS), or None.
+        mirror: anatomical axis that is flipped with probability 1/2: 0 is left-right, whichever axis of the array that is. Slices that do
+            not have it (sagittal ones) are left alone; of pictures without geometry it is the axis of the array. None: no flip.
         probability: of rotation, scaling and shift together. They interpolate: a model that never sees an untouched image
             learns their blur.
         rotation: largest angle in degrees, about every axis; rigid in voxels.
@@ -54,14 +55,21 @@ class Augment:
         """The changed case; "affine" stays that of the untouched grid."""
         images = images_of(case)
         size = next(iter(images.values())).shape[1:]
-        move = self._move(size, rng)
+        move = self._move(size, rng, self._mirrored(case, len(size)))
         factors = {name: self._factors(name, rng) for name in images}
         stream = stream_of(rng)
         arrived = moved(images, self._further.move(stream, size).after(move))
         recoloured = {name: _recoloured(image, *factors[name]) for name, image in arrived.items()}
         return self._further.recoloured({**case, **recoloured}, stream)
 
-    def _move(self, size: Sequence[int], rng: np.random.Generator) -> Move:
+    def _mirrored(self, case: Case, dims: int) -> int | None:
+        """The axis of the array to flip: the one that runs along the anatomical axis `mirror`."""
+        if self.mirror is None or "affine" not in case:
+            return self.mirror
+        along = np.abs(np.asarray(case["affine"])[:3, :dims]).argmax(0).tolist()
+        return along.index(self.mirror) if self.mirror in along else None
+
+    def _move(self, size: Sequence[int], rng: np.random.Generator, mirrored: int | None) -> Move:
         """Drawn in torch's order of axes, the last one first."""
         dims, odds = len(size), self._further.strength
         strength = 1.0 if rng.random() < self.probability * odds else 0.0
@@ -71,8 +79,8 @@ class Augment:
             turn = np.eye(dims)
             turn[np.ix_((first, second), (first, second))] = [[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]]
             linear = linear @ turn
-        if self.mirror is not None and rng.random() < 0.5 * odds:
-            linear[:, dims - 1 - self.mirror] *= -1
+        if self.mirror is not None and rng.random() < 0.5 * odds and mirrored is not None:
+            linear[:, dims - 1 - mirrored] *= -1
         shift = strength * rng.uniform(-self.shift, self.shift, dims) * np.array(size[::-1])
         back = [values[..., ::-1].copy() for values in (linear[::-1], shift)]
         return Move(*(torch.from_numpy(values).float()[None] for values in back))

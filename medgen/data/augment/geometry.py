@@ -22,7 +22,8 @@ class Flip(Geometry):
     """Mirroring of one or more of the axes, exactly.
 
     Args:
-        axes: that may be mirrored (0 is left-right in RAS). With several, each combination of at least one is as likely as another.
+        axes: of the array that may be mirrored (`Augment.mirror` knows anatomical axes). With several, each combination of at least one
+            is as likely as another.
         probability: of mirroring at all; all orientations are equally likely at 0.5 for one axis, 0.75 for two, 0.875 for three.
     """
 

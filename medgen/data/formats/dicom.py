@@ -120,14 +120,14 @@ def _filled(group: Group, how: Rule) -> tuple[np.ndarray, np.ndarray | None]:
     depth = group.first.image.frames if stack is None else len(stack.offsets)
     planes = 1 if stack is None else len(stack.planes)
     array = np.empty((planes * how.planes, depth, rows, columns), how.dtype)
-    padding = None if how.padding is None else np.zeros(array.shape, bool)
+    padding = np.zeros(array.shape, bool) if how.padding else None
     for plane, level, frame, stored in _stored(group):
         if how.planes == 3:
             array[:, level] = np.moveaxis(stored, -1, 0)
             continue
         array[plane, level] = how.values(stored, frame)
         if padding is not None:
-            padding[plane, level] = how.padded(stored)
+            padding[plane, level] = how.padded(stored, frame)
     return array, padding
 
 
@@ -178,4 +178,4 @@ def _aired(array: np.ndarray, padding: np.ndarray | None, how: Rule) -> list[str
     return findings
 
 
-FORMAT = Format("DICOM", ENDINGS, header, read, is_dicom, "dicom")
+FORMAT = Format("DICOM", ENDINGS, header, read, is_dicom, extra="dicom")

@@ -14,6 +14,9 @@ from typing import Any
 
 from medgen.data.formats.dicom_files import Image, finite
 
+LONGEST = 10.0  # half lives from injection to scan: after these a thousandth of the dose is left
+SHORT = 3 * 3600.0  # seconds of half life (F-18: 6586) up to which a dose does not outlive the day of its injection
+
 
 @dataclass(frozen=True)
 class Uptake:
@@ -35,7 +38,7 @@ def uptake(images: Sequence[Image]) -> Uptake:
         return Uptake(
             1.0, units or "stored", (f"PET in units '{units}', which no standard tag turns to SUV: kept (private factors are ignored)",)
         )
-    dose, lacks = _dose(images)
+    dose, lacks, notes = _dose(images)
     weight = first.number("PatientWeight")
     if not weight or weight <= 0:
         lacks.append("PatientWeight")
@@ -44,11 +47,11 @@ def uptake(images: Sequence[Image]) -> Uptake:
     lacks += [f"{name} in CorrectedImage" for name in ("ATTN", "DECY") if name not in corrected]
     if lacks or not dose:
         return Uptake(1.0, "BQML", (f"no SUV: lacks {', '.join(lacks)}; values are Bq/ml",))
-    return Uptake(1000.0 * weight / dose, "SUV")
+    return Uptake(1000.0 * weight / dose, "SUV", notes)
 
 
-def _dose(images: Sequence[Image]) -> tuple[float | None, list[str]]:
-    """Bq at the time that the images are corrected to, and what lacks for it."""
+def _dose(images: Sequence[Image]) -> tuple[float | None, list[str], tuple[str, ...]]:
+    """Bq at the time that the images are corrected to, what lacks for it, and what is to be told."""
     first = images[0]
     sequence = first.get("RadiopharmaceuticalInformationSequence")
     drug = sequence[0] if sequence else {}
@@ -56,34 +59,45 @@ def _dose(images: Sequence[Image]) -> tuple[float | None, list[str]]:
     how = str(first.get("DecayCorrection", ""))
     lacks = [] if dose and dose > 0 else ["RadionuclideTotalDose"]
     if how == "ADMIN":
-        return dose, lacks
+        return dose, lacks, ()
     if how != "START":
-        return None, [*lacks, f"DecayCorrection START or ADMIN (found '{how}')"]
+        return None, [*lacks, f"DecayCorrection START or ADMIN (found '{how}')"], ()
     if not half or half <= 0:
-        lacks.append("RadionuclideHalfLife")
+        return None, [*lacks, "RadionuclideHalfLife"], ()
     begin = _scan_start(images)
-    injected = _injection(drug, begin)
-    lacks += [name for name, value in (("the time of the scan", begin), ("the time of the injection", injected)) if value is None]
+    delay, notes = _delay(drug, begin, half)
+    if begin is None or delay is None:
+        lacks.append("the time of the scan" if begin is None else "a believable time of the injection")
     if lacks:
-        return None, lacks
-    return dose * 2.0 ** (-(begin - injected).total_seconds() / half), []
+        return None, lacks, ()
+    return dose * 2.0 ** (-delay / half), [], notes
+
+
+def _delay(drug: Any, begin: datetime | None, half: float) -> tuple[float | None, tuple[str, ...]]:
+    """Seconds from the injection to the scan, None where the header does not tell them believably.
+
+    Who takes names off a file often shifts its dates, and not those inside sequences: where the date of the injection cannot be right, a
+    nuclide that is gone within a day was injected on the day of the scan, or the evening before, at the time that its clock says.
+    """
+    if begin is None:
+        return None, ()
+    whole = str(drug.get("RadiopharmaceuticalStartDateTime") or "")
+    clock = whole[8:].split("+")[0].split("-")[0] if len(whole) >= 12 else drug.get("RadiopharmaceuticalStartTime")
+    told = _moment(whole[:8], clock) if len(whole) >= 12 else None
+    if told is not None and 0 <= (begin - told).total_seconds() <= LONGEST * half:
+        return (begin - told).total_seconds(), ()
+    moment = _moment(begin.strftime("%Y%m%d"), clock)
+    if moment is None or (told is not None and half > SHORT):
+        return None, ()
+    delay = (begin - (moment - timedelta(days=1) if moment > begin else moment)).total_seconds()
+    notes = () if told is None else (f"the injection is dated {told:%Y-%m-%d} and the scan {begin:%Y-%m-%d}: only its clock time is used",)
+    return (delay, notes) if delay <= LONGEST * half else (None, ())
 
 
 def _scan_start(images: Sequence[Image]) -> datetime | None:
     series = _moment(images[0].get("SeriesDate"), images[0].get("SeriesTime"))
     taken = [_moment(image.get("AcquisitionDate"), image.get("AcquisitionTime")) for image in images]
     return min((moment for moment in (series, *taken) if moment is not None), default=None)
-
-
-def _injection(drug: Any, begin: datetime | None) -> datetime | None:
-    """Of the day that the header says, else of the scan's day, or of the day before where that would be after the scan."""
-    whole = str(drug.get("RadiopharmaceuticalStartDateTime") or "")
-    if len(whole) >= 12:
-        return _moment(whole[:8], whole[8:].split("+")[0].split("-")[0])
-    if begin is None:
-        return None
-    moment = _moment(begin.strftime("%Y%m%d"), drug.get("RadiopharmaceuticalStartTime"))
-    return moment - timedelta(days=1) if moment is not None and moment > begin else moment
 
 
 def _moment(date: Any, time: Any) -> datetime | None:

@@ -25,7 +25,7 @@ class Rule:
         dtype: of the values; whole numbers where the slope is 1.
         planes: 3 for colour.
         factor: what rescaled values are multiplied by (SUV).
-        padding: lowest and highest stored number that is no measurement, or None.
+        padding: whether some frame declares stored numbers that are no measurement.
         mirror: stored + mirrored = this, where black and white are exchanged, or None.
     """
 
@@ -33,7 +33,7 @@ class Rule:
     planes: int
     units: str
     factor: float = 1.0
-    padding: tuple[int, int] | None = None
+    padding: bool = False
     mirror: int | None = None
 
     def values(self, stored: np.ndarray, frame: Frame) -> np.ndarray:
@@ -51,9 +51,11 @@ class Rule:
             return shifted.astype(self.dtype)
         return (stored.astype(np.float64) * slope + intercept).astype(self.dtype)
 
-    def padded(self, stored: np.ndarray) -> np.ndarray | None:
-        """Where a plane of stored numbers is padding."""
-        return None if self.padding is None else (stored >= self.padding[0]) & (stored <= self.padding[1])
+    def padded(self, stored: np.ndarray, frame: Frame) -> np.ndarray | bool:
+        """Where a plane of stored numbers is what its own file declares as padding."""
+        ends = stored_range(frame.image)
+        limits = None if ends is None else _padding(frame.image, ends)
+        return False if limits is None else (stored >= limits[0]) & (stored <= limits[1])
 
 
 def rule(frames: Sequence[Frame], units: str, factor: float, findings: list[str]) -> Rule:
@@ -67,7 +69,10 @@ def rule(frames: Sequence[Frame], units: str, factor: float, findings: list[str]
     if ends is None:
         dtype = np.dtype(np.float64 if image.get("BitsAllocated") == 64 else np.float32)
         return Rule(dtype, 1, units, factor)
-    padding = _padding(image, ends)
+    images = list(dict.fromkeys(frame.image for frame in frames))
+    ranges = [found for found in map(stored_range, images) if found is not None]
+    ends = min(low for low, _ in ranges), max(high for _, high in ranges)
+    padding = any(_padding(each, stored_range(each) or ends) is not None for each in images)
     whole = all(f.slope * factor == 1 and float(f.intercept).is_integer() for f in frames)
     low, high = (pick(f.intercept for f in frames) + end for pick, end in ((min, ends[0]), (max, ends[1])))
     if units == "HU":  # beyond +-32768 HU there is nothing but padding

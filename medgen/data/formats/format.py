@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
@@ -58,6 +58,7 @@ class Format:
         header: (path, part) -> Header, without reading voxels where the format allows it.
         read: (path, part) -> Volume with the values in the type that keeps them best, (C, *S).
         fits: whether a path is of this format though its ending does not say so (a folder of DICOM, a file without ending).
+        files: path -> all files that its image lies in, the path first: the voxels beside a header. Nothing is read but names.
         extra: the extra of the package that brings its library, such as "dicom".
         section: (path, part, axis, index) -> Volume of one slice (axis 0, 1, 2: one voxel thick) or one plane (axis 3) of a volume,
             without reading the rest. Where there is none, all is read and cut.
@@ -69,6 +70,7 @@ class Format:
     header: Callable[[Path, str | None], Header]
     read: Callable[[Path, str | None], Volume]
     fits: Callable[[Path], bool] = lambda path: False
+    files: Callable[[Path], Sequence[Path]] = lambda path: (path,)
     extra: str | None = None
     section: Callable[[Path, str | None, int, int], Volume] | None = None
     asked: Callable[[Path, str], bool] = lambda path, part: False

@@ -101,6 +101,19 @@ def _metaimage(start: bytes) -> _Text:
     return _Text(False, fields, data, tuple(line.strip() for line in listed if line.strip()))
 
 
+def files(path: Path) -> tuple[Path, ...]:
+    """The header and the files of voxels that it names, one by one or by a pattern."""
+    text = _text(path)
+    if text.data is None:
+        return (path,)
+    words = text.data.split()
+    if "%" in text.data:
+        named = sorted(path.parent.glob(re.sub(r"([*?[])", r"[\1]", words[0].partition("%")[0]) + "*"))
+    else:
+        named = [path.parent / name for name in ((text.data,) if words and words[0].upper() != "LIST" else text.listed)]
+    return tuple(dict.fromkeys((path, *(file for file in named if file.is_file()))))
+
+
 def _reader(path: Path, text: _Text) -> Any:
     """A SimpleITK reader that has read the header, and that can only be this format's."""
     _check_files(path, text)
@@ -208,4 +221,4 @@ def _affine(path: Path, reader: Any, scale: float) -> np.ndarray:
     return affine
 
 
-FORMAT = Format("NRRD or MetaImage", (".nrrd", ".nhdr", ".mha", ".mhd"), header, read, extra="itk")
+FORMAT = Format("NRRD or MetaImage", (".nrrd", ".nhdr", ".mha", ".mhd"), header, read, files=files, extra="itk")

@@ -115,6 +115,11 @@ def _stored(path: Path) -> _Stored:
     )
 
 
+def files(path: Path) -> tuple[Path, ...]:
+    """The file, and the other half of a pair."""
+    return tuple(dict.fromkeys((path, *_pair(path))))
+
+
 def _pair(path: Path) -> tuple[Path, Path]:
     """The file of the header and the file of the voxels."""
     name = path.name
@@ -264,4 +269,4 @@ def _product(numbers: tuple[int, ...]) -> int:
     return total
 
 
-FORMAT = Format("NIfTI", (".nii", ".nii.gz", ".hdr", ".hdr.gz", ".img", ".img.gz"), header, read, section=section)
+FORMAT = Format("NIfTI", (".nii", ".nii.gz", ".hdr", ".hdr.gz", ".img", ".img.gz"), header, read, files=files, section=section)

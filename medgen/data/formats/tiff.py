@@ -198,6 +198,15 @@ def _check_pages(path: Path) -> None:
             place = int.from_bytes(file.read(width), order)
 
 
+def files(path: Path) -> tuple[Path, ...]:
+    """The file, and those that an OME header names."""
+    with library("tifffile", "tiff", "TIFF").TiffFile(path) as file:
+        text = file.ome_metadata if file.is_ome else None
+    elements = ElementTree.fromstring(text).iter() if text else ()
+    named = [path.parent / other for e in elements if (other := e.get("FileName") or e.get("MetadataFile"))]
+    return tuple(dict.fromkeys((path, *(other for other in named if other.is_file()))))
+
+
 def _check_ome(path: Path, text: str) -> None:
     """Refuse what would make tifffile open files elsewhere, or make lists without end."""
     root = ElementTree.fromstring(text)
@@ -269,4 +278,4 @@ def _product(numbers: Any) -> int:
     return total
 
 
-FORMAT = Format("TIFF", (".tif", ".tiff"), header, read, extra="tiff")
+FORMAT = Format("TIFF", (".tif", ".tiff"), header, read, files=files, extra="tiff")
