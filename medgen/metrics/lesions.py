@@ -48,33 +48,6 @@ def shrunk(mask: Tensor, voxels: int = 1) -> Tensor:
     return ~grown(rest, voxels)[middle]
 
 
-def components(mask: Tensor, least: int = 1) -> list[Tensor]:
-    """The parts (*S) bool of a mask that touch at faces, edges or corners, of at least `least` voxels, the largest first.
-
-    Every voxel takes the largest number among its neighbours until none changes.
-    """
-    if not bool(mask.any()):
-        return []
-    ends = torch.nonzero(mask)
-    low, high = ends.amin(0).tolist(), (ends.amax(0) + 1).tolist()
-    box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
-    part, pool = mask[box], {2: max_pool2d, 3: max_pool3d}[mask.ndim]
-    numbers = torch.arange(1, part.numel() + 1, dtype=torch.float64).reshape(part.shape) * part
-    while True:
-        wider = pool(numbers[None, None], 3, 1, 1)[0, 0] * part
-        if torch.equal(wider, numbers):
-            break
-        numbers = wider
-    names, counts = numbers[part].unique(return_counts=True)
-    found = []
-    for name, count in sorted(zip(names.tolist(), counts.tolist(), strict=True), key=lambda pair: -pair[1]):
-        if count >= least:
-            one = torch.zeros_like(mask)
-            one[box] = numbers == name
-            found.append(one)
-    return found
-
-
 def site(inside: Tensor, body: Tensor, lesions: Tensor | None = None, width: int = SHELL) -> Site | None:
     """`inside` with its shell of `width` voxels in the body and outside `lesions`, one voxel of partial volume left out between; None where
     fewer than 4 voxels of surroundings are left."""
@@ -140,11 +113,22 @@ def filled_in(image: Tensor, mask: Tensor, steps: int = 400) -> Tensor:
     part, inside = image[box].double().clone(), mask[box]
     part[inside] = part[~inside].mean()
     for _ in range(steps):
-        sides = [torch.roll(_padded(part, axis), shift, axis).narrow(axis, 1, part.shape[axis]) for axis in range(part.ndim) for shift in (1, -1)]
+        sides = [
+            torch.roll(_padded(part, axis), shift, axis).narrow(axis, 1, part.shape[axis]) for axis in range(part.ndim) for shift in (1, -1)
+        ]
         part[inside] = (sum(sides) / len(sides))[inside]
     out = image.clone()
     out[box] = part.to(image.dtype)
     return out
+
+
+def _neighbours_mean(values: Tensor) -> Tensor:
+    """Of the two neighbours along each axis; beyond the border the border goes on."""
+    total = torch.zeros_like(values)
+    for axis in range(values.ndim):
+        wide = _padded(values, axis)
+        total += wide.narrow(axis, 0, values.shape[axis]) + wide.narrow(axis, 2, values.shape[axis])
+    return total / (2 * values.ndim)
 
 
 def _padded(values: Tensor, axis: int) -> Tensor:
@@ -152,15 +136,30 @@ def _padded(values: Tensor, axis: int) -> Tensor:
     return torch.cat([first, values, last], axis)
 
 
-def smoothed(image: Tensor, sigma: float, mask: Tensor | None = None) -> Tensor:
-    """(*S) float64 Gaussian mean; with a mask of the voxels in it only (normalised convolution), 0 outside."""
+def local_contrast(image: Tensor, body: Tensor, radii: tuple[float, ...]) -> Tensor:
+    """(*S) float64: the contrast of an ellipsoid of these radii (voxels) that would look like this at each voxel of the body; 0 outside.
+
+    A difference of Gaussians over the body only, scaled so that a lone `blob` gives its contrast at its centre (to a few percent).
+    """
+    near, far = tuple(r / 2 for r in radii), tuple(1.5 * r for r in radii)
+    size = tuple(2 * round(4.5 * r) + 3 for r in radii)
+    one = blob(size, tuple((n - 1) / 2 for n in size), radii)
+    middle = tuple(n // 2 for n in size)
+    unit = float((smoothed(one, near) - smoothed(one, far))[middle])
+    return (smoothed(image, near, body) - smoothed(image, far, body)) / unit
+
+
+def smoothed(image: Tensor, sigma: float | tuple[float, ...], mask: Tensor | None = None) -> Tensor:
+    """(*S) float64 Gaussian mean, one sigma (voxels) for all axes or one each; with a mask of the voxels in it only (normalised
+    convolution), 0 outside."""
     if mask is not None:
         inside = mask.double()
         return torch.where(mask, smoothed(image.double() * inside, sigma) / smoothed(inside, sigma).clamp_min(1e-6), 0.0)
-    radius = max(1, round(3 * sigma))
-    weights = torch.exp(-0.5 * (torch.arange(-radius, radius + 1).double() / sigma) ** 2)
+    sigmas = sigma if isinstance(sigma, tuple) else (sigma,) * image.ndim
     out = image.double()
-    for axis in range(out.ndim):
+    for axis, width in enumerate(sigmas):
+        radius = max(1, round(3 * width))
+        weights = torch.exp(-0.5 * (torch.arange(-radius, radius + 1).double() / width) ** 2)
         line = out.movedim(axis, -1)
         flat = conv1d(line.reshape(-1, 1, line.shape[-1]), (weights / weights.sum())[None, None], padding=radius)
         out = flat.reshape(line.shape).movedim(-1, axis)

@@ -35,9 +35,7 @@ class Split:
 
 
 @torch.no_grad()
-def split_error(
-    error: Tensor, operator: Operator, state: Mapping[str, Tensor], iterations: int = 100, tolerance: float = 1e-12
-) -> Split:
+def split_error(error: Tensor, operator: Operator, state: Mapping[str, Tensor], iterations: int = 100, tolerance: float = 1e-12) -> Split:
     """Split e (B, C, *S), real, in float64, by the operator's own adjoint (Barrett and Myers 2004, section 1.3; Bhadra et al. 2021).
 
     A^+ A e is the least-squares solution z of A z = A e with the smallest norm, which conjugate gradients on A* A z = A* A e (CGLS,

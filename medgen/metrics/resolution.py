@@ -1,4 +1,4 @@
-"""Up to which frequency a result agrees with the truth, window by window: the scanning Fourier ring correlation (sFRC) of Kc et al. 2024."""
+"""Up to which frequency a result agrees with the truth, window by window: scanning Fourier ring correlation (sFRC, Kc et al. 2024)."""
 
 from __future__ import annotations
 
