@@ -1,0 +1,313 @@
+"""Structure that a model makes up or misses: lesions with known truth, places of a lesion's size, local agreement, and what of the error a
+measurement could have told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from medgen.evaluation.agreement import COARSE, Parts, Resolved, measured_parts, resolved, structures, window
+from medgen.evaluation.hallucination_figures import Scene, lesion_figure, parts_figure, resolution_figure, structure_figure
+from medgen.evaluation.probes import (
+    ADDED,
+    CASES,
+    CONTRAST,
+    RADIUS,
+    SILENT,
+    Found,
+    Look,
+    answer,
+    centre,
+    changed,
+    first_answer,
+    lesion_map,
+    look_of,
+    outcome,
+    radii,
+    spread,
+    there,
+    voxel,
+)
+from medgen.evaluation.section import Estimate, Level, Section, Table, skipped
+from medgen.evaluation.work import Case, Work
+from medgen.metrics.detection import rate
+from medgen.metrics.lesions import HALF
+from medgen.metrics.statistics import summarise
+
+NAME, TITLE = "hallucination", "Structure made up or missed"
+ONE_SUBJECT = "one subject cannot tell how much subjects differ"
+WELL, BADLY = 0.2, 0.5  # share of lesions missed, or shown without being there
+FEW, MANY = 0.01, 0.1  # share of places with a structure that is not there
+RULE = (
+    f"good: the intervals of missed lesions and of removed ones that are still shown end at {WELL:.0%} or less, and at most {FEW:.0%} of places "
+    f"hold a structure that is not there; bad: {BADLY:.0%} of the lesions, or {MANY:.0%} of the places; watch: between, or not all could be measured"
+)
+TITLES = {
+    "there": "lesions that are there, missed",
+    "added": "lesions added, missed",
+    "unanswered": "lesions added, without any effect",
+    "removed": "lesions removed, still shown",
+}
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What was found in one case."""
+
+    number: int
+    subject: str
+    found: list[Found]
+    false: int
+    lost: int
+    places: float
+    largest: tuple[int, ...] | None
+    resolved: Resolved | None
+    parts: Parts | None
+    spacing: float | None
+
+
+def section(work: Work) -> Section:
+    """Missed and false structure of a translation or a reconstruction."""
+    if work.kind == "synthesis":
+        return skipped(NAME, TITLE, "An image from nothing has no truth in which a structure could be missing or too many.")
+    name = lesion_map(work)
+    look = look_of(work, name)
+    runs = [] if work.quick else spread(len(work), CASES)
+    seen = [_seen(work, number, name, look, number in runs) for number in range(len(work))]
+    told = Section(NAME, TITLE, protocol=protocol(work, name, look, len(runs)))
+    lesions = [found for one in seen for found in one.found]
+    told.numbers = {"lesions": _rates(lesions), "structures": _structures(seen), "changed_cases": len(runs), "label_map": name or None}
+    told.tables = [table for table in (_lesion_table(told.numbers["lesions"]), _structure_table(told.numbers["structures"])) if table.rows]
+    for measure in (_add_resolution, _add_parts):
+        measure(told, seen)
+    _judge(told)
+    told.worst = _worst(seen)
+    told.figures = _figures(work, seen, name, look)
+    return told
+
+
+def protocol(work: Work, name: str, look: Look | None, runs: int) -> dict[str, str]:
+    """How the numbers come about, in words."""
+    if look is not None:
+        appearance = f"with the values of the lesions of '{name}' in source and target"
+    elif work.kind == "reconstruction":
+        appearance = f"{CONTRAST:g} network units brighter or darker than their place, in the truth that is measured again with the same noise"
+    else:
+        appearance = f"{CONTRAST:g} network units brighter or darker than their place in the source; where the target is no CT of the same window "
+        appearance += f"its look there is not known, and only counts whether the answer changes by {SILENT:.0%} of that (--labels lesion=2 tells)"
+    told = {
+        "level": RULE,
+        "contrast": "mean over a lesion minus mean over a shell of two voxels around it, first channel; shown is the share of the true contrast",
+        "missed": f"less than {HALF:.0%} of the contrast is shown",
+        "added lesions": f"up to {ADDED} ellipsoids of {RADIUS:g} mm radius at random places well in the body, {appearance}; the change of the "
+        f"answer over the change of the truth. {runs} more runs of the model, one each for at most {CASES} cases (none with --quick)",
+        "structures": f"where answer and truth differ, at the scale of such an ellipsoid, by {HALF:.0%} of "
+        f"{look.contrast if look else CONTRAST:.2g} network units; places: as many as fit into the body",
+        "answer": "the first draw, not the mean of several",
+        "resolution": "Fourier ring correlation of windows, as a fraction of Nyquist where it falls below a half (Kc et al. 2024)",
+    }
+    if name:
+        told["removed lesions"] = f"those of '{name}', replaced by the membrane through their rim in source and target, in the same runs"
+    if work.kind == "reconstruction":
+        told["range and null space"] = "the error e = A^+ A e + (I - A^+ A) e by conjugate gradients in float64 (Bhadra et al. 2021)"
+    return told
+
+
+def _seen(work: Work, number: int, name: str, look: Look | None, run: bool) -> Seen:
+    case = work.case(number)
+    image = first_answer(work, case)
+    found = there(case, name, image)
+    if run:
+        change = changed(work, case, name, look)
+        if change.added or change.removed:
+            found += outcome(case, change, image, answer(work, change.case))
+    size = radii(work, case)
+    scan = structures(image, case, size, look.contrast if look else CONTRAST)
+    largest = (scan.false or scan.lost or [None])[0]
+    spacing = voxel(work, case)
+    return Seen(
+        number,
+        case.subject,
+        found,
+        len(scan.false),
+        len(scan.lost),
+        scan.places,
+        None if largest is None else _middle(largest),
+        resolved(work, case, image),
+        measured_parts(work, case, image) if work.kind == "reconstruction" else None,
+        None if spacing is None else float(spacing[0]),
+    )
+
+
+def _middle(mask: Tensor) -> tuple[int, ...]:
+    at = mask.nonzero()
+    return tuple(((at.amin(0) + at.amax(0)) // 2).tolist())
+
+
+# --- numbers ----------------------------------------------------------------------------------------------------------------------------
+
+
+def _rates(lesions: Sequence[Found]) -> dict[str, Any]:
+    """Kind -> how many, the share that went wrong, and the mean share of contrast that is shown."""
+    groups = {
+        "there": [f for f in lesions if f.kind == "there"],
+        "added": [f for f in lesions if f.kind == "added" and f.known],
+        "unanswered": [f for f in lesions if f.kind == "added" and not f.known],
+        "removed": [f for f in lesions if f.kind == "removed"],
+    }
+    told = {}
+    for kind, found in groups.items():
+        if found:
+            subjects = [f.subject for f in found]
+            wrong = _percent(rate([f.wrong for f in found], subjects))
+            shown = _percent(summarise([f.share for f in found], subjects))
+            told[kind] = {"n": len(found), "wrong": wrong, "shown": shown}
+    return told
+
+
+def _percent(found: Any) -> Estimate:
+    interval = None if found.interval is None else tuple(100 * end for end in found.interval)
+    return Estimate(100 * found.mean, interval, found.subjects, "%", ONE_SUBJECT if interval is None else "")
+
+
+def _mean(values: Sequence[float], subjects: Sequence[str], unit: str = "") -> Estimate:
+    found = summarise(values, subjects)
+    return Estimate(found.mean, found.interval, found.subjects, unit, ONE_SUBJECT if found.interval is None else "")
+
+
+def _structures(seen: Sequence[Seen]) -> dict[str, Any]:
+    subjects, told = [one.subject for one in seen], {}
+    for kind in ("false", "lost"):
+        counts = [float(getattr(one, kind)) for one in seen]
+        shares = [100 * count / one.places for count, one in zip(counts, seen, strict=True)]
+        told[kind] = {"per_image": _mean(counts, subjects), "of_places": _mean(shares, subjects, "%")}
+    return told | {"places": _mean([one.places for one in seen], subjects)}
+
+
+def _lesion_table(rates: dict[str, Any]) -> Table:
+    rows = [[TITLES[kind], one["n"], one["wrong"], one["shown"]] for kind, one in rates.items()]
+    note = "Shown: mean share of the true contrast, 100 % is right, of removed lesions 0 %. Intervals resample subjects; where all of them are alike, "
+    note += "Clopper and Pearson's for as many subjects. Without any effect: the change of the answer over that of the source."
+    return Table("Lesions with known truth", ["what", "lesions", "of them", "contrast shown"], rows, note)
+
+
+def _structure_table(found: dict[str, Any]) -> Table:
+    titles = {"false": "in the answer, not in the truth", "lost": "in the truth, not in the answer"}
+    rows = [[titles[kind], found[kind]["per_image"], found[kind]["of_places"]] for kind in titles]
+    note = f"Any anatomy counts, not lesions alone; {found['places']} places of that size in an image."
+    return Table("Structures of a lesion's size", ["what", "per image", "of places"], rows, note)
+
+
+def _add_resolution(told: Section, seen: Sequence[Seen]) -> None:
+    known = [one for one in seen if one.resolved is not None]
+    if not known:
+        return
+    subjects = [one.subject for one in known]
+    median = _mean([one.resolved.median for one in known], subjects)
+    coarse = _mean([100 * one.resolved.coarse for one in known], subjects, "%")
+    row = ["agrees up to", median, coarse]
+    told.numbers["resolution"] = {"median": median, "coarse": coarse, "window": known[0].resolved.window}
+    heads = ["what", "of Nyquist", f"windows that end below {COARSE:g}"]
+    if all(one.spacing and one.resolved.median > 0 for one in known):
+        detail = _mean([one.spacing / one.resolved.median for one in known], subjects, "mm")
+        told.numbers["resolution"]["detail"] = detail
+        row, heads = [*row, detail], [*heads, "smallest detail"]
+    note = f"Median over windows of {known[0].resolved.window} voxels, then mean over subjects. Contrast does not matter to it, only shape."
+    told.tables.append(Table("Local agreement with the truth", heads, [row], note))
+
+
+def _add_parts(told: Section, seen: Sequence[Seen]) -> None:
+    known = [one for one in seen if one.parts is not None]
+    if not known:
+        return
+    subjects = [one.subject for one in known]
+    shares = {part: _mean([100 * getattr(one.parts, part) for one in known], subjects, "%") for part in ("range", "null")}
+    told.numbers["error_parts"] = shares | {"seen": max(one.parts.seen for one in known)}
+    rows = [
+        ["what the measurement contradicts (range)", shares["range"]],
+        ["what it cannot see (null space): made up or missed", shares["null"]],
+    ]
+    told.tables.append(Table("Squared error in two parts", ["part", "of the error"], rows, "Over the whole grid; they add up to 100 %."))
+
+
+# --- the verdict ------------------------------------------------------------------------------------------------------------------------
+
+
+def _judge(told: Section) -> None:
+    rates, scan = told.numbers["lesions"], told.numbers["structures"]["false"]
+    judged = {kind: one["wrong"] for kind, one in rates.items()}
+    said = [f"{one['wrong']} of {one['n']} {TITLES[kind]}" for kind, one in rates.items()]
+    said.append(f"{scan['per_image']} structures per image that are not there, {scan['of_places']} of places")
+    told.verdict = f"{'; '.join(said)}."
+    told.verdict = told.verdict[0].upper() + told.verdict[1:]
+    bad = any(one.value >= 100 * BADLY for one in judged.values()) or scan["of_places"].value >= 100 * MANY
+    ends = [one.interval[1] if one.interval else 100.0 for one in judged.values()]
+    complete = ("there" in rates or "added" in rates) and all(end <= 100 * WELL for end in ends)
+    good = complete and scan["of_places"].value <= 100 * FEW
+    told.level = Level.BAD if bad else Level.GOOD if good else Level.WATCH
+    if not rates:
+        told.verdict += " No lesion was tried (--quick, and no label map of lesions)."
+
+
+def _worst(seen: Sequence[Seen], most: int = 3) -> list[tuple[str, str]]:
+    """By lesions that went wrong, then by structures that are not there."""
+
+    def badness(one: Seen) -> tuple[int, float]:
+        return sum(f.wrong for f in one.found), one.false / one.places
+
+    found = []
+    for one in sorted(seen, key=badness, reverse=True)[:most]:
+        wrong = {kind: sum(f.wrong for f in one.found if f.kind == kind) for kind in ("there", "added", "removed")}
+        words = {"there": "lesions missed", "added": "added lesions missed or without effect", "removed": "removed lesions still shown"}
+        said = [f"{count} {words[kind]}" for kind, count in wrong.items() if count]
+        said += [f"{one.false} structures that are not there"] if one.false else []
+        if said:
+            found.append((one.subject, ", ".join(said)))
+    return found
+
+
+# --- pictures ---------------------------------------------------------------------------------------------------------------------------
+
+
+def _figures(work: Work, seen: Sequence[Seen], name: str, look: Look | None) -> list[Any]:
+    lesions = [found for one in seen for found in one.found]
+    badness: Callable[[Found], float] = lambda f: f.share if f.kind == "removed" else 1 - f.share  # noqa: E731
+    picked = [max(own, key=badness) for kind in ("there", "added", "removed") if (own := [f for f in lesions if f.kind == kind])]
+    figures = [lesion_figure(work, [_scene(work, one, name, look) for one in picked])] if picked else []
+    counted = [one for one in seen if one.largest is not None]
+    if counted:
+        one = max(counted, key=lambda s: (s.false + s.lost) / s.places)
+        case = work.case(one.number)
+        image = first_answer(work, case)
+        scan = structures(image, case, radii(work, case), look.contrast if look else CONTRAST)
+        figures.append(structure_figure(work, case, image, scan, one.largest))
+    known = [one for one in seen if one.resolved is not None]
+    if known:
+        one = min(known, key=lambda s: s.resolved.median)
+        case = work.case(one.number)
+        figures.append(resolution_figure(work, case, first_answer(work, case), one.resolved.worst, window(work, case)))
+    split = [one for one in seen if one.parts is not None]
+    if split:
+        one = max(split, key=lambda s: s.parts.null)
+        figures.append(parts_figure(work, work.case(one.number), one.parts))
+    return [figure for figure in figures if figure is not None]
+
+
+def _scene(work: Work, one: Found, name: str, look: Look | None) -> Scene:
+    """The images of a lesion and of the same place without it."""
+    case = work.case(one.number)
+    before = first_answer(work, case)
+    change = changed(work, case, name, look) if one.kind != "there" else None
+    if change is None:
+        return Scene(one, case, before, None, _inside(case, name, one))
+    place = next(p for p in (change.added if one.kind == "added" else change.removed) if centre(p) == one.centre)
+    return Scene(one, change.case, answer(work, change.case), before, place.inside)
+
+
+def _inside(case: Case, name: str, one: Found) -> Tensor:
+    from medgen.evaluation.probes import sites
+
+    return next(place.inside for place in sites(case, name) if centre(place) == one.centre)
