@@ -15,8 +15,9 @@ from medgen.evaluation.probes import (
     ADDED,
     CASES,
     CONTRAST,
-    RADIUS,
+    RADII,
     SILENT,
+    SIZES,
     Found,
     Look,
     answer,
@@ -27,12 +28,13 @@ from medgen.evaluation.probes import (
     look_of,
     outcome,
     radii,
+    sites,
     spread,
     there,
     voxel,
 )
 from medgen.evaluation.section import Estimate, Level, Section, Table, skipped
-from medgen.evaluation.work import Case, Work
+from medgen.evaluation.work import Work
 from medgen.metrics.detection import rate
 from medgen.metrics.lesions import HALF
 from medgen.metrics.statistics import summarise
@@ -42,8 +44,9 @@ ONE_SUBJECT = "one subject cannot tell how much subjects differ"
 WELL, BADLY = 0.2, 0.5  # share of lesions missed, or shown without being there
 FEW, MANY = 0.01, 0.1  # share of places with a structure that is not there
 RULE = (
-    f"good: the intervals of missed lesions and of removed ones that are still shown end at {WELL:.0%} or less, and at most {FEW:.0%} of places "
-    f"hold a structure that is not there; bad: {BADLY:.0%} of the lesions, or {MANY:.0%} of the places; watch: between, or not all could be measured"
+    f"good: the intervals of missed lesions and of removed ones that are still shown end at {WELL:.0%} or less, and at most {FEW:.0%} of "
+    f"places hold a structure that is not there; bad: {BADLY:.0%} of the lesions, or {MANY:.0%} of the places; watch: between, or not all "
+    "could be measured"
 )
 TITLES = {
     "there": "lesions that are there, missed",
@@ -91,29 +94,37 @@ def section(work: Work) -> Section:
 
 def protocol(work: Work, name: str, look: Look | None, runs: int) -> dict[str, str]:
     """How the numbers come about, in words."""
-    if look is not None:
-        appearance = f"with the values of the lesions of '{name}' in source and target"
-    elif work.kind == "reconstruction":
-        appearance = f"{CONTRAST:g} network units brighter or darker than their place, in the truth that is measured again with the same noise"
-    else:
-        appearance = f"{CONTRAST:g} network units brighter or darker than their place in the source; where the target is no CT of the same window "
-        appearance += f"its look there is not known, and only counts whether the answer changes by {SILENT:.0%} of that (--labels lesion=2 tells)"
     told = {
         "level": RULE,
-        "contrast": "mean over a lesion minus mean over a shell of two voxels around it, first channel; shown is the share of the true contrast",
+        "contrast": "mean over a lesion minus mean over a shell of two voxels around it, first channel; shown is its share of the truth's",
         "missed": f"less than {HALF:.0%} of the contrast is shown",
-        "added lesions": f"up to {ADDED} ellipsoids of {RADIUS:g} mm radius at random places well in the body, {appearance}; the change of the "
-        f"answer over the change of the truth. {runs} more runs of the model, one each for at most {CASES} cases (none with --quick)",
-        "structures": f"where answer and truth differ, at the scale of such an ellipsoid, by {HALF:.0%} of "
-        f"{look.contrast if look else CONTRAST:.2g} network units; places: as many as fit into the body",
+        "added lesions": f"up to {ADDED} ellipsoids of {RADII[0]:g} and {RADII[1]:g} mm radius (small and large) at random places well in the "
+        f"body, {_appearance(work, look)}; the change of the answer over the change of the truth. {runs} more runs of the model, one each "
+        f"for at most {CASES} cases (none with --quick)",
+        "structures": f"where answer and truth differ by {HALF * CONTRAST:g} network units at the scale of a large ellipsoid; places: as many "
+        "as fit into the body",
         "answer": "the first draw, not the mean of several",
         "resolution": "Fourier ring correlation of windows, as a fraction of Nyquist where it falls below a half (Kc et al. 2024)",
     }
     if name:
-        told["removed lesions"] = f"those of '{name}', replaced by the membrane through their rim in source and target, in the same runs"
+        told["lesions there"] = (
+            f"those of '{name}'; none of the contrast is the truth with the membrane through the lesion's rim in its place"
+        )
+        told["removed lesions"] = "the same, replaced by that membrane in what is given, in the runs with added ones"
     if work.kind == "reconstruction":
         told["range and null space"] = "the error e = A^+ A e + (I - A^+ A) e by conjugate gradients in float64 (Bhadra et al. 2021)"
     return told
+
+
+def _appearance(work: Work, look: Look | None) -> str:
+    if work.kind == "reconstruction":
+        return f"{CONTRAST:g} network units brighter or darker than their place in the truth, which is measured again with the same noise"
+    if look is not None:
+        return "with the values of the lesions of the label map in source and target"
+    return (
+        f"{CONTRAST:g} network units brighter or darker than their place in the source. Unless both are CT of one window, their look in the "
+        f"target is not known and only counts whether the answer changes by {SILENT:.0%} of that (name lesions by --labels lesion=2)"
+    )
 
 
 def _seen(work: Work, number: int, name: str, look: Look | None, run: bool) -> Seen:
@@ -124,8 +135,7 @@ def _seen(work: Work, number: int, name: str, look: Look | None, run: bool) -> S
         change = changed(work, case, name, look)
         if change.added or change.removed:
             found += outcome(case, change, image, answer(work, change.case))
-    size = radii(work, case)
-    scan = structures(image, case, size, look.contrast if look else CONTRAST)
+    scan = structures(image, case, radii(work, case), CONTRAST)
     largest = (scan.false or scan.lost or [None])[0]
     spacing = voxel(work, case)
     return Seen(
@@ -151,21 +161,24 @@ def _middle(mask: Tensor) -> tuple[int, ...]:
 
 
 def _rates(lesions: Sequence[Found]) -> dict[str, Any]:
-    """Kind -> how many, the share that went wrong, and the mean share of contrast that is shown."""
+    """Kind -> how many, the share that went wrong, and the mean share of contrast that is shown; of added ones by size too."""
     groups = {
         "there": [f for f in lesions if f.kind == "there"],
         "added": [f for f in lesions if f.kind == "added" and f.known],
         "unanswered": [f for f in lesions if f.kind == "added" and not f.known],
         "removed": [f for f in lesions if f.kind == "removed"],
     }
-    told = {}
-    for kind, found in groups.items():
-        if found:
-            subjects = [f.subject for f in found]
-            wrong = _percent(rate([f.wrong for f in found], subjects))
-            shown = _percent(summarise([f.share for f in found], subjects))
-            told[kind] = {"n": len(found), "wrong": wrong, "shown": shown}
-    return told
+    return {kind: _rate(found) | _by_size(found) for kind, found in groups.items() if found}
+
+
+def _by_size(found: Sequence[Found]) -> dict[str, Any]:
+    return {size: _rate(own) for size in SIZES if (own := [f for f in found if f.size == size])}
+
+
+def _rate(found: Sequence[Found]) -> dict[str, Any]:
+    subjects = [f.subject for f in found]
+    wrong, shown = rate([f.wrong for f in found], subjects), summarise([f.share for f in found], subjects)
+    return {"n": len(found), "wrong": _percent(wrong), "shown": _percent(shown)}
 
 
 def _percent(found: Any) -> Estimate:
@@ -188,9 +201,14 @@ def _structures(seen: Sequence[Seen]) -> dict[str, Any]:
 
 
 def _lesion_table(rates: dict[str, Any]) -> Table:
-    rows = [[TITLES[kind], one["n"], one["wrong"], one["shown"]] for kind, one in rates.items()]
-    note = "Shown: mean share of the true contrast, 100 % is right, of removed lesions 0 %. Intervals resample subjects; where all of them are alike, "
-    note += "Clopper and Pearson's for as many subjects. Without any effect: the change of the answer over that of the source."
+    rows = []
+    for kind, one in rates.items():
+        rows.append([TITLES[kind], one["n"], one["wrong"], one["shown"]])
+        rows += [[f"of these {size}", own["n"], own["wrong"], own["shown"]] for size in SIZES if (own := one.get(size))]
+    note = (
+        "Shown: mean share of the true contrast, 100 % is right, of removed lesions 0 %. Intervals resample subjects; where all are alike, "
+    )
+    note += "they are Clopper and Pearson's for as many subjects. Without any effect: the change of the answer over that of the source."
     return Table("Lesions with known truth", ["what", "lesions", "of them", "contrast shown"], rows, note)
 
 
@@ -282,7 +300,7 @@ def _figures(work: Work, seen: Sequence[Seen], name: str, look: Look | None) -> 
         one = max(counted, key=lambda s: (s.false + s.lost) / s.places)
         case = work.case(one.number)
         image = first_answer(work, case)
-        scan = structures(image, case, radii(work, case), look.contrast if look else CONTRAST)
+        scan = structures(image, case, radii(work, case), CONTRAST)
         figures.append(structure_figure(work, case, image, scan, one.largest))
     known = [one for one in seen if one.resolved is not None]
     if known:
@@ -302,12 +320,8 @@ def _scene(work: Work, one: Found, name: str, look: Look | None) -> Scene:
     before = first_answer(work, case)
     change = changed(work, case, name, look) if one.kind != "there" else None
     if change is None:
-        return Scene(one, case, before, None, _inside(case, name, one))
-    place = next(p for p in (change.added if one.kind == "added" else change.removed) if centre(p) == one.centre)
+        place = next(p for p in sites(case, name) if centre(p) == one.centre)
+        return Scene(one, case, before, None, place.inside)
+    places = [p for p, _ in change.added] if one.kind == "added" else change.removed
+    place = next(p for p in places if centre(p) == one.centre)
     return Scene(one, change.case, answer(work, change.case), before, place.inside)
-
-
-def _inside(case: Case, name: str, one: Found) -> Tensor:
-    from medgen.evaluation.probes import sites
-
-    return next(place.inside for place in sites(case, name) if centre(place) == one.centre)

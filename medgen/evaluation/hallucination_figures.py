@@ -51,8 +51,8 @@ def lesion_figure(work: Work, scenes: Sequence[Scene]) -> Figure:
         rows.append([_marked(work, image, height, {RED: rim}) for image in images])
         names.append(f"{scene.found.subject}: {KINDS[scene.found.kind]}, {scene.found.share:.0%}")
     titles = ["measured" if work.kind == "reconstruction" else "given", "truth", "answer", "before the change"]
-    note = f"{GREY} The lesion of each kind that went worst, and the share of its contrast that is shown. Red: around the lesion, or where it was. "
-    note += "Of an added lesion whose look in the target is not known, the truth is the one without it."
+    note = f"{GREY} The lesion of each kind that went worst, and the share of its contrast that is shown. Red: around the lesion, or where "
+    note += "it was. Of an added lesion whose look in the target is not known, the truth is the one without it."
     return Figure("Lesions that went wrong", lettered(rows, titles, names), note)
 
 

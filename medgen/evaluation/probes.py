@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -22,12 +22,13 @@ from medgen.evaluation.work import Case, Work
 from medgen.metrics.decisions import lesions
 from medgen.metrics.lesions import HALF, SHELL, Site, blob, filled_in, grown, moved, retained, shrunk, site
 
-RADIUS, MARGIN = 6.0, 12.0  # mm: of an added lesion, and its least distance from the border of the body
-PART = 0.04  # of a picture's sides, where there are no millimetres
+RADII, MARGIN = (3.0, 6.0), 12.0  # mm: of added lesions, in turn, and their least distance from the border of the body
+PARTS = (0.025, 0.05)  # of a picture's sides, where there are no millimetres
+SIZES = ("small", "large")
 CONTRAST = 0.5  # network units: of a lesion whose look is not known
 SILENT = 0.1  # of the change in the source: an answer that changes by less does not respond
 LEAST = 0.1  # network units of contrast in the truth, below which a lesion cannot be seen there
-ADDED, CASES = 4, 16  # lesions in a case, and cases that are changed
+ADDED, TRIES, CASES = 4, 12, 16  # lesions in a case, places tried for each, and cases that are changed
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class Found:
             what was changed in the source.
         centre: its middle voxel.
         known: whether the truth's contrast is known.
+        size: "small" or "large" of an added one.
     """
 
     kind: str
@@ -63,6 +65,7 @@ class Found:
     share: float
     centre: tuple[int, ...]
     known: bool = True
+    size: str = ""
 
     @property
     def wrong(self) -> bool:
@@ -93,12 +96,19 @@ def centre(place: Site) -> tuple[int, ...]:
 
 
 def there(case: Case, name: str, image: Tensor) -> list[Found]:
-    """How much of each lesion that is there (and can be seen in the truth) an answer shows."""
-    truth, found = case.target[0, 0], []
-    for place in sites(case, name):
-        if abs(place.contrast(truth)) >= LEAST:
-            found.append(Found("there", case.number, case.subject, retained(image[0, 0], place, truth), centre(place)))
-    return found
+    """How much of each lesion that is there an answer shows: 0 % is the truth with the lesion filled in. Those that cannot be seen in the
+    truth (less than `LEAST`) are left out."""
+    places = sites(case, name)
+    if not places:
+        return []
+    filled = without(case.target[:, :1], places)[0, 0]
+    return [Found("there", case.number, case.subject, share, centre(place)) for place, share in _shown(case, filled, image, places)]
+
+
+def _shown(case: Case, filled: Tensor, image: Tensor, places: Sequence[Site]) -> list[tuple[Site, float]]:
+    truth = case.target[0, 0]
+    seen = [place for place in places if abs(place.contrast(truth) - place.contrast(filled)) >= LEAST]
+    return [(place, retained(image[0, 0], place, truth, filled)) for place in seen]
 
 
 def look_of(work: Work, name: str) -> Look | None:
@@ -123,13 +133,12 @@ def spread(count: int, most: int) -> list[int]:
     return sorted({i * count // min(count, most) for i in range(min(count, most))})
 
 
-def radii(work: Work, case: Case) -> tuple[float, ...]:
-    """Of a lesion of `RADIUS` mm, in voxels; at least 1.5. Of a picture without spacing a part of its sides."""
-    shape = case.body.shape[2:]
-    spacing = voxel(work, case)
+def radii(work: Work, case: Case, size: int = 1) -> tuple[float, ...]:
+    """Of a lesion of `RADII[size]` mm, in voxels; at least 1.5. Of a picture without spacing a part of its sides."""
+    shape, spacing = case.body.shape[2:], voxel(work, case)
     if spacing is None:
-        return (max(2.0, PART * math.prod(shape) ** (1 / len(shape))),) * len(shape)
-    return tuple(max(1.5, RADIUS / s) for s in spacing)
+        return (max(1.5, PARTS[size] * math.prod(shape) ** (1 / len(shape))),) * len(shape)
+    return tuple(max(1.5, RADII[size] / s) for s in spacing)
 
 
 def voxel(work: Work, case: Case) -> tuple[float, ...] | None:
@@ -148,12 +157,12 @@ class Changed:
 
     Attributes:
         case: with the changed source, and the target as it should then be (where that is known).
-        added, removed: their places.
+        added: their places and sizes; removed: places.
         known: whether the target is known where lesions were added.
     """
 
     case: Case
-    added: list[Site]
+    added: list[tuple[Site, str]]
     removed: list[Site]
     known: bool
 
@@ -161,45 +170,41 @@ class Changed:
 def changed(work: Work, case: Case, name: str, look: Look | None) -> Changed:
     """Fill in the lesions of the case's label map and add others at random places, which depend on the seed and the case only.
 
-    An added lesion looks as those of the label map do. Without these it is a blob of `CONTRAST`, brighter or darker than its place,
-    whichever leads to the middle of the range; its target is then known in a reconstruction, and where both channels are CT.
+    In a reconstruction an added lesion is a blob of `CONTRAST`, brighter or darker than its place, whichever leads to the middle of the
+    range. For a translation it looks as those of the label map do; without them it is such a blob in the source, whose target is known
+    where both channels are CT.
     """
     removed = sites(case, name)
-    marked = torch.zeros_like(case.body[0, 0])
-    for place in removed:
-        marked |= place.inside
-    if bool(marked.any()):
-        filled = {"target": _filled(case.target, marked)}
-        filled |= {} if case.source is None else {"source": _filled(case.source, marked)}
-        clean = replace(case, **filled)
-    else:
-        clean = case
+    made = case
+    if removed:
+        filled = {"target": without(case.target, removed)}
+        made = replace(case, **filled, **({} if case.source is None else {"source": without(case.source, removed)}))
+    look = None if case.source is None else look
     known = look is not None or case.source is None or _same_scale(work)
-    made, places = clean, []
-    for weights, place in _candidates(work, case, marked):
-        one = _with(work, made, weights, place, look, known)
-        gain = place.contrast(one.target[0, 0]) - place.contrast(made.target[0, 0])
-        if known and abs(gain) < (LEAST if look is None else max(LEAST, look.contrast / 2)):
-            continue  # it would look like what is there
-        made, places = one, [*places, place]
-        if len(places) == ADDED:
-            break
-    return Changed(made, places, removed, known)
+    added: list[tuple[Site, str]] = []
+    for number in range(ADDED):
+        size = number % len(RADII)
+        taken = [*removed, *(place for place, _ in added)]
+        for weights, place in _candidates(work, case, number, size, taken):
+            one = _with(work, made, weights, place, look, known)
+            gain = place.contrast(one.target[0, 0]) - place.contrast(made.target[0, 0])
+            if not known or abs(gain) >= (LEAST if look is None else max(LEAST, look.contrast / 2)):  # else it looks like what is there
+                made = one
+                added.append((place, SIZES[size]))
+                break
+    return Changed(made, added, removed, known)
 
 
 def outcome(case: Case, change: Changed, before: Tensor, after: Tensor) -> list[Found]:
     """What became of the lesions of a change, from the model's answers (1, C, *S) before and after it."""
     found = []
-    for place in change.added:
+    for place, size in change.added:
         truth = (change.case.target, case.target) if change.known else (change.case.source, case.source)
-        size, gain = (place.contrast(a[0, 0]) - place.contrast(b[0, 0]) for a, b in (truth, (after, before)))
-        if abs(size) >= 1e-3:  # a channel that this case lacks does not change
-            found.append(Found("added", case.number, case.subject, gain / size, centre(place), change.known))
-    for place in change.removed:
-        if abs(place.contrast(case.target[0, 0])) >= LEAST:
-            share = retained(after[0, 0], place, case.target[0, 0], change.case.target[0, 0])
-            found.append(Found("removed", case.number, case.subject, share, centre(place)))
-    return found
+        whole, gain = (place.contrast(a[0, 0]) - place.contrast(b[0, 0]) for a, b in (truth, (after, before)))
+        if abs(whole) >= LEAST / 2:  # a channel that this case lacks does not change
+            found.append(Found("added", case.number, case.subject, gain / whole, centre(place), change.known, size))
+    shown = _shown(case, change.case.target[0, 0], after, change.removed)
+    return found + [Found("removed", case.number, case.subject, share, centre(place)) for place, share in shown]
 
 
 def first_answer(work: Work, case: Case) -> Tensor:
@@ -235,29 +240,33 @@ def _reconstructed(work: Work, case: Case) -> np.ndarray:
     return np.asarray(rule.forward(result.image.array, **ends), np.float32)[None]
 
 
-def _candidates(work: Work, case: Case, marked: Tensor) -> list[tuple[Tensor, Site]]:
-    """Weights (*S) in [0, 1] and places of lesions that lie well in the body, away from those that are marked and from each other."""
-    body, size = case.body[0, 0], radii(work, case)
-    spacing = voxel(work, case)
-    margin = round(MARGIN / max(spacing)) if spacing else round(PART * max(body.shape))
-    thin = min(body.shape) <= 2 * margin + 2
-    inner = body if thin or margin == 0 or not bool(shrunk(body, margin).any()) else shrunk(body, margin)
-    box = tuple(min(2 * math.ceil(r + SHELL + 1) + 1, n) for r, n in zip(size, body.shape, strict=True))
-    middle = tuple((n - 1) / 2 for n in box)
-    corner = tuple(slice(0, n) for n in box)
+def _candidates(work: Work, case: Case, number: int, size: int, taken: Sequence[Site]) -> Iterator[tuple[Tensor, Site]]:
+    """Weights (*S) in [0, 1] and places for a lesion well in the body, away from those that are `taken`."""
+    body, r, spacing = case.body[0, 0], radii(work, case, size), voxel(work, case)
+    marked = _all(taken, body)
+    margin = round(MARGIN / max(spacing)) if spacing else round(PARTS[-1] * max(body.shape))
+    inner = shrunk(body, margin) if margin and min(body.shape) > 2 * margin + 2 else body
+    inner = inner if bool(inner.any()) else body
+    box = tuple(min(2 * math.ceil(a + 1) + 1, n) for a, n in zip(r, body.shape, strict=True))
+    middle, corner = tuple((n - 1) / 2 for n in box), tuple(slice(0, n) for n in box)
     reach = torch.zeros_like(body)
-    reach[corner] = blob(box, middle, tuple(r + SHELL + 1 for r in size)) > 0
+    reach[corner] = blob(box, middle, tuple(a + 1 for a in r)) > 0
     offset = torch.nonzero(reach).amin(0)
-    picks = torch.from_numpy(generator(work.seed, case.number, 23).random(6 * ADDED))
-    found = []
-    for copy in moved(reach, inner & ~grown(marked, 1), picks):
+    picks = torch.from_numpy(generator(work.seed, case.number, 23, number).random(TRIES))
+    for copy in moved(reach, inner & ~grown(marked, SHELL + 1), picks):
         start = (torch.nonzero(copy).amin(0) - offset).tolist()
         weights = torch.zeros(body.shape)
-        weights[tuple(slice(a, a + n) for a, n in zip(start, box, strict=True))] = blob(box, middle, size).float()
+        weights[tuple(slice(a, a + n) for a, n in zip(start, box, strict=True))] = blob(box, middle, r).float()
         place = site(weights > 0.5, body, marked)
         if place is not None:
-            found.append((weights, place))
-    return found
+            yield weights, place
+
+
+def _all(places: Sequence[Site], body: Tensor) -> Tensor:
+    marked = torch.zeros_like(body)
+    for place in places:
+        marked |= place.inside
+    return marked
 
 
 def _with(work: Work, case: Case, weights: Tensor, place: Site, look: Look | None, known: bool) -> Case:
@@ -298,12 +307,10 @@ def _same_scale(work: Work) -> bool:
     return all(rule["name"] == "ct_hu" for rule in rules) and rules[0] == rules[1]
 
 
-def _filled(image: Tensor, marked: Tensor) -> Tensor:
-    """Every channel with the marked lesions and one voxel around them filled in, part by part."""
-    parts = [torch.from_numpy(part) for part in lesions(grown(marked).numpy(), 1)]
-    channels = []
-    for channel in image[0]:
-        for part in parts:
-            channel = filled_in(channel, part)
-        channels.append(channel)
-    return torch.stack(channels)[None]
+def without(image: Tensor, places: Sequence[Site]) -> Tensor:
+    """(1, C, *S) with these lesions and one voxel around them filled in."""
+    channels = image[0].clone()
+    for part in lesions(grown(_all(places, places[0].inside)).numpy(), 1):  # those that touch are filled together
+        for i, channel in enumerate(channels):
+            channels[i] = filled_in(channel, torch.from_numpy(part))
+    return channels[None]
