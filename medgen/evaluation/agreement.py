@@ -15,7 +15,7 @@ from medgen.data.readers import read
 from medgen.evaluation.work import Case, Work
 from medgen.inference.reconstruction import rows_of
 from medgen.metrics.decisions import lesions
-from medgen.metrics.lesions import HALF, blob, grown, local_contrast
+from medgen.metrics.lesions import HALF, blob, local_contrast
 from medgen.metrics.nullspace import split_error
 from medgen.metrics.resolution import SIZE, ResolutionMap, resolution_map
 
@@ -161,8 +161,3 @@ def measured_parts(work: Work, case: Case, image: Tensor) -> Parts:
     total = max(squares[0], 1e-30)
     images = (image - case.target, whole(split.range), whole(split.null))
     return Parts(squares[1] / total, squares[2] / total, images, float(split.seen.max()))
-
-
-def outline(mask: Tensor) -> Tensor:
-    """The rim of a mask (*S) one voxel outside it."""
-    return grown(mask) & ~mask

@@ -98,11 +98,11 @@ def protocol(work: Work, name: str, look: Look | None, runs: int) -> dict[str, s
         "level": RULE,
         "contrast": "mean over a lesion minus mean over a shell of two voxels around it, first channel; shown is its share of the truth's",
         "missed": f"less than {HALF:.0%} of the contrast is shown",
-        "added lesions": f"up to {ADDED} ellipsoids of {RADII[0]:g} and {RADII[1]:g} mm radius (small and large) at random places well in the "
-        f"body, {_appearance(work, look)}; the change of the answer over the change of the truth. {runs} more runs of the model, one each "
-        f"for at most {CASES} cases (none with --quick)",
-        "structures": f"where answer and truth differ by {HALF * CONTRAST:g} network units at the scale of a large ellipsoid; places: as many "
-        "as fit into the body",
+        "added lesions": f"up to {ADDED} ellipsoids of {RADII[0]:g} and {RADII[1]:g} mm radius (small and large) at random places well in "
+        f"the body, {_appearance(work, look)}; the change of the answer over the change of the truth. {runs} more runs of the model, one "
+        f"each for at most {CASES} cases (none with --quick)",
+        "structures": f"where answer and truth differ by {HALF * CONTRAST:g} network units at the scale of a large ellipsoid; places: as "
+        "many as fit into the body",
         "answer": "the first draw, not the mean of several",
         "resolution": "Fourier ring correlation of windows, as a fraction of Nyquist where it falls below a half (Kc et al. 2024)",
     }
@@ -122,8 +122,8 @@ def _appearance(work: Work, look: Look | None) -> str:
     if look is not None:
         return "with the values of the lesions of the label map in source and target"
     return (
-        f"{CONTRAST:g} network units brighter or darker than their place in the source. Unless both are CT of one window, their look in the "
-        f"target is not known and only counts whether the answer changes by {SILENT:.0%} of that (name lesions by --labels lesion=2)"
+        f"{CONTRAST:g} network units brighter or darker than their place in the source. Unless both are CT of one window, their look in "
+        f"the target is not known and only counts whether the answer changes by {SILENT:.0%} of that (name lesions by --labels lesion=2)"
     )
 
 

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from medgen.core.picture import gray, upright
-from medgen.evaluation.agreement import DATA_RANGE, Parts, Structures, local, outline
+from medgen.evaluation.agreement import DATA_RANGE, Parts, Structures, local
 from medgen.evaluation.pictures import lettered, seen, signed, small, worst_height
 from medgen.evaluation.probes import Found
 from medgen.evaluation.section import Figure
 from medgen.evaluation.work import Case, Work
+from medgen.metrics.lesions import grown
 
 RED, BLUE = (255, 60, 60), (80, 140, 255)
 GREY = "Grey from -1 to 1 in network units."
@@ -44,11 +45,10 @@ def lesion_figure(work: Work, scenes: Sequence[Scene]) -> Figure:
     rows, names = [], []
     for scene in scenes:
         height = scene.found.centre[axis_of(work)] if scene.inside.ndim == 3 else 0
-        rim = outline(scene.inside)
         given = scene.case.target if scene.case.source is None else torch.nan_to_num(scene.case.source, nan=-1.0)
         other = scene.result if scene.other is None else scene.other
         images = [given, scene.case.target, scene.result, other]
-        rows.append([_marked(work, image, height, {RED: rim}) for image in images])
+        rows.append([_marked(work, image, height, {RED: scene.inside}) for image in images])
         names.append(f"{scene.found.subject}: {KINDS[scene.found.kind]}, {scene.found.share:.0%}")
     titles = ["measured" if work.kind == "reconstruction" else "given", "truth", "answer", "before the change"]
     note = f"{GREY} The lesion of each kind that went worst, and the share of its contrast that is shown. Red: around the lesion, or where "
@@ -61,7 +61,7 @@ def structure_figure(work: Work, case: Case, image: Tensor, found: Structures, a
     height = at[axis_of(work)] if case.body.ndim == 5 else 0
     empty = torch.zeros(case.body.shape[2:], dtype=torch.bool)
     false, lost = (torch.stack([empty, *parts]).any(0) for parts in (found.false, found.lost))
-    rims = {RED: outline(false), BLUE: outline(lost)}
+    rims = {RED: false, BLUE: lost}
     rows = [[_marked(work, x, height, rims) for x in (case.target, image)]]
     note = f"{GREY} Red: in the answer, not in the truth. Blue: in the truth, not in the answer."
     return Figure("Structures too many and too few", lettered(rows, ["truth", "answer"], [case.subject]), note)
@@ -111,11 +111,12 @@ def _plane(work: Work, image: Tensor, height: int) -> np.ndarray:
     return small(gray(_values(work, seen(image, ()), height), -1.0, 1.0))
 
 
-def _marked(work: Work, image: Tensor, height: int, rims: dict[tuple[int, int, int], Tensor]) -> np.ndarray:
-    """The first channel in grey with coloured rims (*S)."""
+def _marked(work: Work, image: Tensor, height: int, masks: dict[tuple[int, int, int], Tensor]) -> np.ndarray:
+    """The first channel in grey with a coloured rim around each mask (*S)."""
     picture = np.repeat(gray(_values(work, seen(image, ()), height), -1.0, 1.0)[..., None], 3, -1)
-    for colour, rim in rims.items():
-        picture[_values(work, rim[None, None], height) > 0] = colour
+    for colour, mask in masks.items():
+        inside = torch.from_numpy(_values(work, mask[None, None], height) > 0)
+        picture[(grown(inside) & ~inside).numpy()] = colour
     return small(picture)
 
 

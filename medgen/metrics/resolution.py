@@ -10,7 +10,7 @@ from torch import Tensor
 from medgen.core.errors import MedgenError
 
 SIZE, THRESHOLD = 16, 0.5
-FLAT = 1e-3  # of the range: a window of the truth that varies less holds nothing to resolve
+FLAT = 0.03  # of the range: a window of the truth that varies less holds noise, and nothing to resolve
 _AT_ONCE = 2048  # windows
 
 
@@ -90,7 +90,7 @@ def resolution_map(
 ) -> ResolutionMap:
     """Scan windows of `size` voxels, half a window apart, over images (*S) of 2 or 3 axes.
 
-    Windows of the truth that are flat (standard deviation under 0.1 % of the range), or less than half in `mask` (*S), are left out.
+    Windows of the truth that are flat (standard deviation under 3 % of the range), or less than half in `mask` (*S), are left out.
 
     Raises:
         MedgenError: images of different shapes, axes shorter than a window, or no window left.
