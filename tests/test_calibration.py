@@ -48,7 +48,10 @@ def test_the_spread_follows_the_error():
     draws, truth = setting(10)
     mixed = torch.from_numpy(np.random.default_rng(1).permutation(N))
     elsewhere = (draws - draws.mean(0))[..., mixed]  # about a mean of 0, so that the error does not depend on them
-    assert calibration(draws, truth).correlation > 0.3 and abs(calibration(elsewhere, truth).correlation) < 0.02
+    right = calibration(draws, truth)
+    assert right.correlation > 0.3 and right.attainable == pytest.approx(right.correlation, abs=0.03)
+    lost = calibration(elsewhere, truth)
+    assert abs(lost.correlation) < 0.02 and lost.attainable > 0.3
 
 
 def test_the_score_is_that_of_the_distribution_however_few_draws_there_are():
@@ -87,6 +90,7 @@ def test_the_mask_chooses_the_voxels_and_bad_input_is_refused():
     mask = torch.zeros(1, 8, 8, dtype=torch.bool)
     mask[0, :4] = True
     assert calibration(draws, truth, mask) == calibration(draws[:, :, :4], truth[:, :4])
+    assert np.isnan(calibration(draws[:2], truth).attainable)
     with pytest.raises(MedgenError, match="at least 2"):
         calibration(draws[:1], truth)
     with pytest.raises(MedgenError, match="one grid"):

@@ -33,12 +33,16 @@ class Structures:
 
     Attributes:
         false, lost: masks (*S) of those that the answer has and the truth has not, and the other way round; the largest first.
-        places: how many lesions would fit into the body side by side.
+        body: voxels of the body.
     """
 
     false: list[Tensor]
     lost: list[Tensor]
-    places: float
+    body: int
+
+    def share(self, parts: list[Tensor]) -> float:
+        """Of the body that is in such parts."""
+        return sum(int(part.sum()) for part in parts) / self.body
 
 
 def structures(image: Tensor, case: Case, radii: tuple[float, ...], contrast: float) -> Structures:
@@ -53,7 +57,7 @@ def structures(image: Tensor, case: Case, radii: tuple[float, ...], contrast: fl
     least = max(3, int((lesion > 0.5).sum()) // 8)  # a lesion of just half the contrast passes the half at its core only
     more = found.abs() >= expected.abs()
     kinds = [_parts(differs & which, least, case.body.shape[2:]) for which in (more, ~more)]
-    return Structures(*kinds, float(body.sum()) / float(lesion.sum()))
+    return Structures(*kinds, int(body.sum()))
 
 
 def _parts(mask: Tensor, least: int, shape: torch.Size) -> list[Tensor]:

@@ -21,18 +21,20 @@ from medgen.metrics.statistics import summarise
 NAME, TITLE = "calibration", "Does it know when it is wrong"
 MAIN = 0.9  # the interval that the verdict speaks of
 NEAR, FAR = 0.05, 0.15  # of its coverage to that
-FOLLOWS = 0.3  # rank correlation of spread and error
+FOLLOWS, HALF = 0.1, 0.5  # rank correlation of spread and error, and its part of what it would be if the draws were right
 VOXELS = 300_000  # of a case, evenly spread: more change no digit
 HEADS = {
     "expected_error": "calibration error (ECE)",
     "ratio": "spread over error",
     "correlation": "spread follows error",
+    "attainable": "as it could at most",
     "crps": "CRPS",
     "rmse": "RMSE of the mean",
 }
 RULE = (
     f"good: {MAIN:.0%} intervals hold {100 * (MAIN - NEAR):.0f} to {100 * (MAIN + NEAR):.0f} % of the voxels, and the rank correlation of "
-    f"spread and error is above {FOLLOWS:g}; bad: they hold less than {100 * (MAIN - FAR):.0f} % (overconfident); watch: all else"
+    f"spread and error is above {FOLLOWS:g} and half of what right draws would have; bad: they hold less than "
+    f"{100 * (MAIN - FAR):.0f} % (overconfident); watch: all else"
 )
 PROTOCOL = {
     "level": RULE,
@@ -40,6 +42,7 @@ PROTOCOL = {
     "calibration error (ECE)": "mean over quantiles 5 to 95 % of the gap between share of voxels below and quantile (Kuleshov 2018)",
     "spread over error": "root mean variance of the draws, corrected for their number, over the RMSE of their mean; under 1: overconfident",
     "spread follows error": "Spearman's rank correlation of standard deviation and absolute error, voxel by voxel",
+    "as it could at most": "that correlation with one draw in the truth's place and the others around it",
     "CRPS": "mean continuous ranked probability score, fair for few draws (Ferro 2014), in network units",
     "ranks": "how many draws lie below the truth: even where they are right, high at both ends where they are overconfident, in the middle "
     "where too wide, at one end where biased",
@@ -119,7 +122,7 @@ def _meanings() -> str:
 
 
 def _judge(told: Section, covered: Estimate, mean: dict[str, Estimate]) -> None:
-    ratio, follows, share = mean["ratio"].value, mean["correlation"].value, covered.value / 100
+    ratio, follows, most, share = (*(mean[name].value for name in ("ratio", "correlation", "attainable")), covered.value / 100)
     told.verdict = f"{MAIN:.0%} intervals of its draws hold {covered} of the voxels of the truth; its spread is {ratio:.2g} of its error."
     if share < MAIN - FAR:
         told.level, said = Level.BAD, "It is overconfident: do not read its spread as its error."
@@ -127,7 +130,7 @@ def _judge(told: Section, covered: Estimate, mean: dict[str, Estimate]) -> None:
         told.level, said = Level.WATCH, "It is somewhat overconfident."
     elif share > MAIN + NEAR:
         told.level, said = Level.WATCH, "Its spread is wider than its error."
-    elif not follows > FOLLOWS:
+    elif not follows > max(FOLLOWS, HALF * (0.0 if math.isnan(most) else most)):
         told.level, said = Level.WATCH, "Its spread is right on the whole, but does not tell where it is wrong."
     else:
         told.level, said = Level.GOOD, ""

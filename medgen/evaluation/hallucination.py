@@ -42,11 +42,11 @@ from medgen.metrics.statistics import summarise
 NAME, TITLE = "hallucination", "Structure made up or missed"
 ONE_SUBJECT = "one subject cannot tell how much subjects differ"
 WELL, BADLY = 0.2, 0.5  # share of lesions missed, or shown without being there
-FEW, MANY = 0.01, 0.1  # share of places with a structure that is not there
+FEW, MANY = 0.01, 0.1  # share of the body in structures that are not there
 RULE = (
-    f"good: the intervals of missed lesions and of removed ones that are still shown end at {WELL:.0%} or less, and at most {FEW:.0%} of "
-    f"places hold a structure that is not there; bad: {BADLY:.0%} of the lesions, or {MANY:.0%} of the places; watch: between, or not all "
-    "could be measured"
+    f"good: the intervals of missed lesions and of removed ones that are still shown end at {WELL:.0%} or less, and structures "
+    f"that are not there fill at most {FEW:.0%} of the body; bad: {BADLY:.0%} of the lesions, or {MANY:.0%} of the body; watch: between, "
+    "or not all could be measured"
 )
 TITLES = {
     "there": "lesions that are there, missed",
@@ -65,7 +65,8 @@ class Seen:
     found: list[Found]
     false: int
     lost: int
-    places: float
+    false_share: float
+    lost_share: float
     largest: tuple[int, ...] | None
     resolved: Resolved | None
     parts: Parts | None
@@ -101,8 +102,8 @@ def protocol(work: Work, name: str, look: Look | None, runs: int) -> dict[str, s
         "added lesions": f"up to {ADDED} ellipsoids of {RADII[0]:g} and {RADII[1]:g} mm radius (small and large) at random places well in "
         f"the body, {_appearance(work, look)}; the change of the answer over the change of the truth. {runs} more runs of the model, one "
         f"each for at most {CASES} cases (none with --quick)",
-        "structures": f"where answer and truth differ by {HALF * CONTRAST:g} network units at the scale of a large ellipsoid; places: as "
-        "many as fit into the body",
+        "structures": f"where answer and truth differ by {HALF * CONTRAST:g} network units at the scale of a large ellipsoid; their share "
+        "of the body by volume",
         "answer": "the first draw, not the mean of several",
         "resolution": "Fourier ring correlation of windows, as a fraction of Nyquist where it falls below a half (Kc et al. 2024)",
     }
@@ -144,7 +145,8 @@ def _seen(work: Work, number: int, name: str, look: Look | None, run: bool) -> S
         found,
         len(scan.false),
         len(scan.lost),
-        scan.places,
+        scan.share(scan.false),
+        scan.share(scan.lost),
         None if largest is None else _middle(largest),
         resolved(work, case, image),
         measured_parts(work, case, image) if work.kind == "reconstruction" else None,
@@ -187,17 +189,18 @@ def _percent(found: Any) -> Estimate:
 
 
 def _mean(values: Sequence[float], subjects: Sequence[str], unit: str = "") -> Estimate:
+    """Of numbers that are never negative."""
     found = summarise(values, subjects)
-    return Estimate(found.mean, found.interval, found.subjects, unit, ONE_SUBJECT if found.interval is None else "")
+    interval = found.interval and (max(0.0, found.interval[0]), found.interval[1])
+    return Estimate(found.mean, interval, found.subjects, unit, ONE_SUBJECT if interval is None else "")
 
 
 def _structures(seen: Sequence[Seen]) -> dict[str, Any]:
     subjects, told = [one.subject for one in seen], {}
     for kind in ("false", "lost"):
-        counts = [float(getattr(one, kind)) for one in seen]
-        shares = [100 * count / one.places for count, one in zip(counts, seen, strict=True)]
-        told[kind] = {"per_image": _mean(counts, subjects), "of_places": _mean(shares, subjects, "%")}
-    return told | {"places": _mean([one.places for one in seen], subjects)}
+        counts, shares = [float(getattr(one, kind)) for one in seen], [100 * getattr(one, f"{kind}_share") for one in seen]
+        told[kind] = {"per_image": _mean(counts, subjects), "of_body": _mean(shares, subjects, "%")}
+    return told
 
 
 def _lesion_table(rates: dict[str, Any]) -> Table:
@@ -214,9 +217,9 @@ def _lesion_table(rates: dict[str, Any]) -> Table:
 
 def _structure_table(found: dict[str, Any]) -> Table:
     titles = {"false": "in the answer, not in the truth", "lost": "in the truth, not in the answer"}
-    rows = [[titles[kind], found[kind]["per_image"], found[kind]["of_places"]] for kind in titles]
-    note = f"Any anatomy counts, not lesions alone; {found['places']} places of that size in an image."
-    return Table("Structures of a lesion's size", ["what", "per image", "of places"], rows, note)
+    rows = [[titles[kind], found[kind]["per_image"], found[kind]["of_body"]] for kind in titles]
+    note = "Any anatomy counts, not lesions alone. What is connected counts as one."
+    return Table("Structures of a lesion's size or larger", ["what", "per image", "of the body"], rows, note)
 
 
 def _add_resolution(told: Section, seen: Sequence[Seen]) -> None:
@@ -258,13 +261,13 @@ def _judge(told: Section) -> None:
     rates, scan = told.numbers["lesions"], told.numbers["structures"]["false"]
     judged = {kind: one["wrong"] for kind, one in rates.items()}
     said = [f"{one['wrong']} of {one['n']} {TITLES[kind]}" for kind, one in rates.items()]
-    said.append(f"{scan['per_image']} structures per image that are not there, {scan['of_places']} of places")
+    said.append(f"{scan['per_image']} structures per image that are not there, {scan['of_body']} of the body")
     told.verdict = f"{'; '.join(said)}."
     told.verdict = told.verdict[0].upper() + told.verdict[1:]
-    bad = any(one.value >= 100 * BADLY for one in judged.values()) or scan["of_places"].value >= 100 * MANY
+    bad = any(one.value >= 100 * BADLY for one in judged.values()) or scan["of_body"].value >= 100 * MANY
     ends = [one.interval[1] if one.interval else 100.0 for one in judged.values()]
     complete = ("there" in rates or "added" in rates) and all(end <= 100 * WELL for end in ends)
-    good = complete and scan["of_places"].value <= 100 * FEW
+    good = complete and scan["of_body"].value <= 100 * FEW
     told.level = Level.BAD if bad else Level.GOOD if good else Level.WATCH
     if not rates:
         told.verdict += " No lesion was tried (--quick, and no label map of lesions)."
@@ -274,7 +277,7 @@ def _worst(seen: Sequence[Seen], most: int = 3) -> list[tuple[str, str]]:
     """By lesions that went wrong, then by structures that are not there."""
 
     def badness(one: Seen) -> tuple[int, float]:
-        return sum(f.wrong for f in one.found), one.false / one.places
+        return sum(f.wrong for f in one.found), one.false_share
 
     found = []
     for one in sorted(seen, key=badness, reverse=True)[:most]:
@@ -297,7 +300,7 @@ def _figures(work: Work, seen: Sequence[Seen], name: str, look: Look | None) -> 
     figures = [lesion_figure(work, [_scene(work, one, name, look) for one in picked])] if picked else []
     counted = [one for one in seen if one.largest is not None]
     if counted:
-        one = max(counted, key=lambda s: (s.false + s.lost) / s.places)
+        one = max(counted, key=lambda s: s.false_share + s.lost_share)
         case = work.case(one.number)
         image = first_answer(work, case)
         scan = structures(image, case, radii(work, case), CONTRAST)

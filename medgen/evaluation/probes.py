@@ -27,8 +27,9 @@ PARTS = (0.025, 0.05)  # of a picture's sides, where there are no millimetres
 SIZES = ("small", "large")
 CONTRAST = 0.5  # network units: of a lesion whose look is not known
 SILENT = 0.1  # of the change in the source: an answer that changes by less does not respond
+NEAR = 0.1  # network units: how much the tissue that a lesion is put into may differ from the surroundings of lesions
 LEAST = 0.1  # network units of contrast in the truth, below which a lesion cannot be seen there
-ADDED, TRIES, CASES = 4, 12, 16  # lesions in a case, places tried for each, and cases that are changed
+ADDED, TRIES, CASES = 4, 40, 16  # lesions in a case, places tried for each, and cases that are changed
 
 
 @dataclass(frozen=True)
@@ -39,11 +40,17 @@ class Look:
         source: in each source channel.
         target: in the target.
         contrast: of the lesions that are there, median of the absolute values in the target.
+        around: least and largest mean of their surroundings in the first source channel (of a reconstruction in the target).
     """
 
     source: tuple[float, ...]
     target: float
     contrast: float
+    around: tuple[float, float]
+
+    def fits(self, value: float) -> bool:
+        """Whether a place with this mean is tissue as lesions are found in."""
+        return not (value < self.around[0] - NEAR or value > self.around[1] + NEAR)
 
 
 @dataclass(frozen=True)
@@ -114,7 +121,7 @@ def _shown(case: Case, filled: Tensor, image: Tensor, places: Sequence[Site]) ->
 def look_of(work: Work, name: str) -> Look | None:
     """How the lesions of the label map look: medians over lesions of the mean over each one's core, of the cases that would be changed;
     None where there is none."""
-    sources, targets, contrasts = [], [], []
+    sources, targets, contrasts, around = [], [], [], []
     for number in spread(len(work), CASES) if name else ():
         case = work.case(number)
         for place in sites(case, name):
@@ -123,9 +130,16 @@ def look_of(work: Work, name: str) -> Look | None:
             sources.append([float(channel[core].mean()) for channel in (case.source[0] if case.source is not None else ())])
             targets.append(float(case.target[0, 0][core].mean()))
             contrasts.append(abs(place.contrast(case.target[0, 0])))
+            around.append(float(_given(case)[0, 0][place.shell].mean()))
     if not targets:
         return None
-    return Look(tuple(np.nanmedian(sources, 0)) if sources[0] else (), float(np.median(targets)), float(np.median(contrasts)))
+    values = tuple(np.nanmedian(sources, 0)) if sources[0] else ()
+    return Look(values, float(np.median(targets)), float(np.median(contrasts)), (float(np.nanmin(around)), float(np.nanmax(around))))
+
+
+def _given(case: Case) -> Tensor:
+    """(1, K, *S): the source; of a reconstruction the image that is measured."""
+    return case.target if case.source is None else case.source
 
 
 def spread(count: int, most: int) -> list[int]:
@@ -171,8 +185,8 @@ def changed(work: Work, case: Case, name: str, look: Look | None) -> Changed:
     """Fill in the lesions of the case's label map and add others at random places, which depend on the seed and the case only.
 
     In a reconstruction an added lesion is a blob of `CONTRAST`, brighter or darker than its place, whichever leads to the middle of the
-    range. For a translation it looks as those of the label map do; without them it is such a blob in the source, whose target is known
-    where both channels are CT.
+    range. For a translation it looks as those of the label map do, and lies in tissue like their surroundings; without them it is such
+    a blob in the source, whose target is known where both channels are CT.
     """
     removed = sites(case, name)
     made = case
@@ -186,6 +200,8 @@ def changed(work: Work, case: Case, name: str, look: Look | None) -> Changed:
         size = number % len(RADII)
         taken = [*removed, *(place for place, _ in added)]
         for weights, place in _candidates(work, case, number, size, taken):
+            if look is not None and not look.fits(float(_given(made)[0, 0][place.inside].mean())):
+                continue
             one = _with(work, made, weights, place, look, known)
             gain = place.contrast(one.target[0, 0]) - place.contrast(made.target[0, 0])
             if not known or abs(gain) >= (LEAST if look is None else max(LEAST, look.contrast / 2)):  # else it looks like what is there
@@ -218,8 +234,7 @@ def answer(work: Work, case: Case) -> Tensor:
 
     For a reconstruction the case's target is measured again, with the same noise.
     """
-    given = case.target if case.source is None else case.source
-    digest = hashlib.sha256(given.numpy().tobytes()).hexdigest()[:12]
+    digest = hashlib.sha256(_given(case).numpy().tobytes()).hexdigest()[:12]
     path = work.kept / f"changed_{case.number:05d}_{digest}.npy"
     if not path.exists():
         image = _reconstructed(work, case) if case.source is None else _translated(work, case)

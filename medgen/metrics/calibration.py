@@ -24,6 +24,7 @@ class Calibration:
         ranks: (D + 1,) share of voxels by the number of draws below the truth; even (1 / (D + 1)) where the draws are right.
         expected_error: mean |below - quantile|: the calibration error of quantiles (ECE for regression, Kuleshov et al. 2018).
         correlation: Spearman's, of the spread and the absolute error of the draws' mean.
+        attainable: the same with one of the draws in the truth's place: what it would be if the draws were right; NaN for two draws.
         ratio: spread over error, sqrt((D + 1) / D mean variance) / RMSE; 1 where right, under 1 overconfident (Fortin et al. 2014).
         crps: mean continuous ranked probability score, unbiased for D draws (Ferro 2014); lower is better, in the units of the image.
         rmse: of the draws' mean.
@@ -35,6 +36,7 @@ class Calibration:
     ranks: tuple[float, ...]
     expected_error: float
     correlation: float
+    attainable: float
     ratio: float
     crps: float
     rmse: float
@@ -70,6 +72,7 @@ def calibration(draws: Tensor, truth: Tensor, mask: Tensor | None = None) -> Cal
         ranks=tuple(rank_histogram(x, y).tolist()),
         expected_error=sum(abs(b - q) for b, q in zip(below, QUANTILES, strict=True)) / len(QUANTILES),
         correlation=spearman(std, (y - mean).abs()),
+        attainable=spearman(x[1:].std(0), (x[0] - x[1:].mean(0)).abs()) if len(x) > 2 else math.nan,
         ratio=spread / rmse if rmse > 0 else math.inf if spread > 0 else 1.0,
         crps=float(crps(x, y).mean()),
         rmse=rmse,
