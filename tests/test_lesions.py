@@ -82,13 +82,13 @@ def test_other_places_have_the_same_shape_do_not_overlap_and_keep_out():
     mask[2:5, 3:7] = True
     mask[2, 3] = False
     allowed[10:30, 8:32] = True
-    copies = moved(mask, allowed, torch.from_numpy(np.random.default_rng(0).random(12)))
+    copies = list(moved(mask, allowed, torch.from_numpy(np.random.default_rng(0).random(12))))
     assert len(copies) > 8 and int(torch.stack(copies).sum(0).max()) == 1
     for copy in copies:
         assert int(copy.sum()) == 11 and not bool((copy & ~allowed).any())
         corner = torch.nonzero(copy).amin(0)
         assert bool(copy[corner[0], corner[1] + 1]) and not bool(copy[tuple(corner)])
-    assert moved(mask, torch.zeros_like(allowed), torch.rand(3)) == []
+    assert list(moved(mask, torch.zeros_like(allowed), torch.rand(3))) == []
 
 
 def test_surroundings_leave_out_partial_volume_other_lesions_and_air():

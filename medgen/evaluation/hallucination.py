@@ -42,17 +42,23 @@ from medgen.metrics.statistics import summarise
 NAME, TITLE = "hallucination", "Structure made up or missed"
 ONE_SUBJECT = "one subject cannot tell how much subjects differ"
 WELL, BADLY = 0.2, 0.5  # share of lesions missed, or shown without being there
-FEW, MANY = 0.01, 0.1  # share of the body in structures that are not there
+FEW, MANY = 0.01, 0.1  # share of the body in structures that are not there, or lost
 RULE = (
-    f"good: the intervals of missed lesions and of removed ones that are still shown end at {WELL:.0%} or less, and structures "
-    f"that are not there fill at most {FEW:.0%} of the body; bad: {BADLY:.0%} of the lesions, or {MANY:.0%} of the body; watch: between, "
-    "or not all could be measured"
+    f"good: the intervals of missed lesions and of removed ones that are still shown end at {WELL:.0%} or less, and structures that are "
+    f"not there fill at most {FEW:.0%} of the body, lost ones too; bad: {BADLY:.0%} of the lesions, or {MANY:.0%} of the body; "
+    "watch: between, or not all could be measured"
 )
 TITLES = {
     "there": "lesions that are there, missed",
     "added": "lesions added, missed",
     "unanswered": "lesions added, without any effect",
     "removed": "lesions removed, still shown",
+}
+SAID = {
+    "there": "{0} of {1} lesions that are there are missed",
+    "added": "{0} of {1} added ones are missed",
+    "unanswered": "{0} of {1} added ones have no effect",
+    "removed": "{0} of {1} removed ones are still shown",
 }
 
 
@@ -136,9 +142,9 @@ def _seen(work: Work, number: int, name: str, look: Look | None, run: bool) -> S
         change = changed(work, case, name, look)
         if change.added or change.removed:
             found += outcome(case, change, image, answer(work, change.case))
-    scan = structures(image, case, radii(work, case), CONTRAST)
-    largest = (scan.false or scan.lost or [None])[0]
     spacing = voxel(work, case)
+    scan = structures(image, case, radii(case, spacing), CONTRAST)
+    largest = (scan.false or scan.lost or [None])[0]
     return Seen(
         number,
         case.subject,
@@ -258,19 +264,15 @@ def _add_parts(told: Section, seen: Sequence[Seen]) -> None:
 
 
 def _judge(told: Section) -> None:
-    rates, scan = told.numbers["lesions"], told.numbers["structures"]["false"]
-    judged = {kind: one["wrong"] for kind, one in rates.items()}
-    said = [f"{one['wrong']} of {one['n']} {TITLES[kind]}" for kind, one in rates.items()]
-    said.append(f"{scan['per_image']} structures per image that are not there, {scan['of_body']} of the body")
-    told.verdict = f"{'; '.join(said)}."
-    told.verdict = told.verdict[0].upper() + told.verdict[1:]
-    bad = any(one.value >= 100 * BADLY for one in judged.values()) or scan["of_body"].value >= 100 * MANY
-    ends = [one.interval[1] if one.interval else 100.0 for one in judged.values()]
+    rates, scan = told.numbers["lesions"], told.numbers["structures"]
+    parts = [SAID[kind].format(one["wrong"], one["n"]) for kind, one in rates.items()] or ["No lesion was tried"]
+    false, lost = (scan[kind]["of_body"] for kind in ("false", "lost"))
+    told.verdict = f"{'; '.join(parts)}. Structures that are not there fill {false} of the body, lost ones {lost}."
+    judged, share = [one["wrong"] for one in rates.values()], max(false.value, lost.value)
+    bad = any(one.value >= 100 * BADLY for one in judged) or share >= 100 * MANY
+    ends = [one.interval[1] if one.interval else 100.0 for one in judged]
     complete = ("there" in rates or "added" in rates) and all(end <= 100 * WELL for end in ends)
-    good = complete and scan["of_body"].value <= 100 * FEW
-    told.level = Level.BAD if bad else Level.GOOD if good else Level.WATCH
-    if not rates:
-        told.verdict += " No lesion was tried (--quick, and no label map of lesions)."
+    told.level = Level.BAD if bad else Level.GOOD if complete and share <= 100 * FEW else Level.WATCH
 
 
 def _worst(seen: Sequence[Seen], most: int = 3) -> list[tuple[str, str]]:
@@ -303,7 +305,7 @@ def _figures(work: Work, seen: Sequence[Seen], name: str, look: Look | None) -> 
         one = max(counted, key=lambda s: s.false_share + s.lost_share)
         case = work.case(one.number)
         image = first_answer(work, case)
-        scan = structures(image, case, radii(work, case), CONTRAST)
+        scan = structures(image, case, radii(case, voxel(work, case)), CONTRAST)
         figures.append(structure_figure(work, case, image, scan, one.largest))
     known = [one for one in seen if one.resolved is not None]
     if known:

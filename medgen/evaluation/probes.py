@@ -147,9 +147,9 @@ def spread(count: int, most: int) -> list[int]:
     return sorted({i * count // min(count, most) for i in range(min(count, most))})
 
 
-def radii(work: Work, case: Case, size: int = 1) -> tuple[float, ...]:
-    """Of a lesion of `RADII[size]` mm, in voxels; at least 1.5. Of a picture without spacing a part of its sides."""
-    shape, spacing = case.body.shape[2:], voxel(work, case)
+def radii(case: Case, spacing: tuple[float, ...] | None, size: int = 1) -> tuple[float, ...]:
+    """Of a lesion of `RADII[size]` mm, in voxels of `spacing` mm; at least 1.5. Of a picture without spacing a part of its sides."""
+    shape = case.body.shape[2:]
     if spacing is None:
         return (max(1.5, PARTS[size] * math.prod(shape) ** (1 / len(shape))),) * len(shape)
     return tuple(max(1.5, RADII[size] / s) for s in spacing)
@@ -196,10 +196,12 @@ def changed(work: Work, case: Case, name: str, look: Look | None) -> Changed:
     look = None if case.source is None else look
     known = look is not None or case.source is None or _same_scale(work)
     added: list[tuple[Site, str]] = []
+    spacing = voxel(work, case)
     for number in range(ADDED):
         size = number % len(RADII)
         taken = [*removed, *(place for place, _ in added)]
-        for weights, place in _candidates(work, case, number, size, taken):
+        picks = torch.from_numpy(generator(work.seed, case.number, 23, number).random(TRIES))
+        for weights, place in _candidates(case, spacing, size, taken, picks):
             if look is not None and not look.fits(float(_given(made)[0, 0][place.inside].mean())):
                 continue
             one = _with(work, made, weights, place, look, known)
@@ -255,9 +257,11 @@ def _reconstructed(work: Work, case: Case) -> np.ndarray:
     return np.asarray(rule.forward(result.image.array, **ends), np.float32)[None]
 
 
-def _candidates(work: Work, case: Case, number: int, size: int, taken: Sequence[Site]) -> Iterator[tuple[Tensor, Site]]:
+def _candidates(
+    case: Case, spacing: tuple[float, ...] | None, size: int, taken: Sequence[Site], picks: Tensor
+) -> Iterator[tuple[Tensor, Site]]:
     """Weights (*S) in [0, 1] and places for a lesion well in the body, away from those that are `taken`."""
-    body, r, spacing = case.body[0, 0], radii(work, case, size), voxel(work, case)
+    body, r = case.body[0, 0], radii(case, spacing, size)
     marked = _all(taken, body)
     margin = round(MARGIN / max(spacing)) if spacing else round(PARTS[-1] * max(body.shape))
     inner = shrunk(body, margin) if margin and min(body.shape) > 2 * margin + 2 else body
@@ -267,7 +271,6 @@ def _candidates(work: Work, case: Case, number: int, size: int, taken: Sequence[
     reach = torch.zeros_like(body)
     reach[corner] = blob(box, middle, tuple(a + 1 for a in r)) > 0
     offset = torch.nonzero(reach).amin(0)
-    picks = torch.from_numpy(generator(work.seed, case.number, 23, number).random(TRIES))
     for copy in moved(reach, inner & ~grown(marked, SHELL + 1), picks):
         start = (torch.nonzero(copy).amin(0) - offset).tolist()
         weights = torch.zeros(body.shape)

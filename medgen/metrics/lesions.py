@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -72,30 +73,28 @@ def retained(result: Tensor, place: Site, there: Tensor, without: Tensor | None 
     return (place.contrast(result) - base) / full
 
 
-def moved(mask: Tensor, allowed: Tensor, picks: Tensor, tries: int = 200) -> list[Tensor]:
-    """Copies of `mask` at other places that lie wholly in `allowed`, which must not include what they should avoid.
+def moved(mask: Tensor, allowed: Tensor, picks: Tensor, tries: int = 200) -> Iterator[Tensor]:
+    """Copies of `mask` at other places that lie wholly in `allowed`, which must not include what they should avoid, and not in each other.
 
     Args:
-        picks: (N,) uniform numbers in [0, 1) that choose; the number of copies is at most N, as some find no place in `tries` steps.
+        picks: (N,) uniform numbers in [0, 1) that choose; there are at most N copies, as some find no place in `tries` steps.
     """
     at = torch.nonzero(mask)
     shape = at - at.amin(0)
     places = torch.nonzero(allowed)
     limit = torch.tensor(mask.shape) - 1 - shape.amax(0)
     places = places[(places <= limit).all(1)]
-    found: list[Tensor] = []
-    taken = torch.zeros_like(mask)
+    free = allowed.clone()
     for pick in picks.tolist():
         first = int(pick * len(places)) if len(places) else 0
         for k in range(min(tries, len(places))):
             voxels = tuple((places[(first + k * 7919) % len(places)] + shape).T)
-            if bool(allowed[voxels].all()) and not bool(taken[voxels].any()):
+            if bool(free[voxels].all()):
                 one = torch.zeros_like(mask)
                 one[voxels] = True
-                found.append(one)
-                taken |= one
+                free &= ~one
+                yield one
                 break
-    return found
 
 
 def blob(shape: tuple[int, ...], centre: tuple[float, ...], radii: tuple[float, ...]) -> Tensor:
