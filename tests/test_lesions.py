@@ -100,7 +100,11 @@ def test_surroundings_leave_out_partial_volume_other_lesions_and_air():
     expected = torch.zeros(20, 20, dtype=torch.bool)
     expected[5:15, 5:15] = True
     expected[7:13, 7:13] = False
-    assert torch.equal(place.shell, expected & body & ~grown(inside | other))
+    shell = torch.zeros(20, 20, dtype=torch.bool)
+    shell[place.box] = place.shell
+    assert torch.equal(shell, expected & body & ~grown(inside | other)) and torch.equal(place.mask(), inside) and place.centre == (9, 9)
+    image = torch.rand(20, 20)
+    assert place.contrast(image) == pytest.approx(float(image[inside].mean() - image[shell].mean()), abs=1e-6)
     assert site(inside, inside) is None
 
 

@@ -21,7 +21,6 @@ from medgen.evaluation.probes import (
     Found,
     Look,
     answer,
-    centre,
     changed,
     first_answer,
     lesion_map,
@@ -325,8 +324,8 @@ def _scene(work: Work, one: Found, name: str, look: Look | None) -> Scene:
     before = first_answer(work, case)
     change = changed(work, case, name, look) if one.kind != "there" else None
     if change is None:
-        place = next(p for p in sites(case, name) if centre(p) == one.centre)
-        return Scene(one, case, before, None, place.inside)
+        place = next(p for p in sites(case, name) if p.centre == one.centre)
+        return Scene(one, case, before, None, place.mask())
     places = [p for p, _ in change.added] if one.kind == "added" else change.removed
-    place = next(p for p in places if centre(p) == one.centre)
-    return Scene(one, change.case, answer(work, change.case), before, place.inside)
+    place = next(p for p in places if p.centre == one.centre)
+    return Scene(one, change.case, answer(work, change.case), before, place.mask())

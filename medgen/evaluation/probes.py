@@ -96,12 +96,6 @@ def sites(case: Case, name: str) -> list[Site]:
     return [place for place in found if place is not None]
 
 
-def centre(place: Site) -> tuple[int, ...]:
-    """The middle of its bounding box."""
-    at = torch.nonzero(place.inside)
-    return tuple(((at.amin(0) + at.amax(0)) // 2).tolist())
-
-
 def there(case: Case, name: str, image: Tensor) -> list[Found]:
     """How much of each lesion that is there an answer shows: 0 % is the truth with the lesion filled in. Those that cannot be seen in the
     truth (less than `LEAST`) are left out."""
@@ -109,7 +103,7 @@ def there(case: Case, name: str, image: Tensor) -> list[Found]:
     if not places:
         return []
     filled = without(case.target[:, :1], places)[0, 0]
-    return [Found("there", case.number, case.subject, share, centre(place)) for place, share in _shown(case, filled, image, places)]
+    return [Found("there", case.number, case.subject, share, place.centre) for place, share in _shown(case, filled, image, places)]
 
 
 def _shown(case: Case, filled: Tensor, image: Tensor, places: Sequence[Site]) -> list[tuple[Site, float]]:
@@ -126,11 +120,11 @@ def look_of(work: Work, name: str) -> Look | None:
         case = work.case(number)
         for place in sites(case, name):
             core = shrunk(place.inside)
-            core = core if bool(core.any()) else place.inside
-            sources.append([float(channel[core].mean()) for channel in (case.source[0] if case.source is not None else ())])
-            targets.append(float(case.target[0, 0][core].mean()))
+            core = replace(place, inside=core) if bool(core.any()) else place
+            sources.append([core.mean(channel) for channel in (case.source[0] if case.source is not None else ())])
+            targets.append(core.mean(case.target[0, 0]))
             contrasts.append(abs(place.contrast(case.target[0, 0])))
-            around.append(float(_given(case)[0, 0][place.shell].mean()))
+            around.append(place.around(_given(case)[0, 0]))
     if not targets:
         return None
     values = tuple(np.nanmedian(sources, 0)) if sources[0] else ()
@@ -202,7 +196,7 @@ def changed(work: Work, case: Case, name: str, look: Look | None) -> Changed:
         taken = [*removed, *(place for place, _ in added)]
         picks = torch.from_numpy(generator(work.seed, case.number, 23, number).random(TRIES))
         for weights, place in _candidates(case, spacing, size, taken, picks):
-            if look is not None and not look.fits(float(_given(made)[0, 0][place.inside].mean())):
+            if look is not None and not look.fits(place.mean(_given(made)[0, 0])):
                 continue
             one = _with(work, made, weights, place, look, known)
             gain = place.contrast(one.target[0, 0]) - place.contrast(made.target[0, 0])
@@ -220,9 +214,9 @@ def outcome(case: Case, change: Changed, before: Tensor, after: Tensor) -> list[
         truth = (change.case.target, case.target) if change.known else (change.case.source, case.source)
         whole, gain = (place.contrast(a[0, 0]) - place.contrast(b[0, 0]) for a, b in (truth, (after, before)))
         if abs(whole) >= LEAST / 2:  # a channel that this case lacks does not change
-            found.append(Found("added", case.number, case.subject, gain / whole, centre(place), change.known, size))
+            found.append(Found("added", case.number, case.subject, gain / whole, place.centre, change.known, size))
     shown = _shown(case, change.case.target[0, 0], after, change.removed)
-    return found + [Found("removed", case.number, case.subject, share, centre(place)) for place, share in shown]
+    return found + [Found("removed", case.number, case.subject, share, place.centre) for place, share in shown]
 
 
 def first_answer(work: Work, case: Case) -> Tensor:
@@ -283,7 +277,7 @@ def _candidates(
 def _all(places: Sequence[Site], body: Tensor) -> Tensor:
     marked = torch.zeros_like(body)
     for place in places:
-        marked |= place.inside
+        marked[place.box] |= place.inside
     return marked
 
 
@@ -295,7 +289,7 @@ def _with(work: Work, case: Case, weights: Tensor, place: Site, look: Look | Non
         parts = []
         for i, channel in enumerate(image[0]):
             w = _moved_along(work, weights, channels[i])
-            size = CONTRAST if float(channel[place.inside].mean()) < 0 else -CONTRAST
+            size = CONTRAST if place.mean(channel) < 0 else -CONTRAST
             parts.append(channel + w * size if values is None else channel * (1 - w) + w * values[i])
         return torch.stack(parts)[None]
 
@@ -328,7 +322,7 @@ def _same_scale(work: Work) -> bool:
 def without(image: Tensor, places: Sequence[Site]) -> Tensor:
     """(1, C, *S) with these lesions and one voxel around them filled in."""
     channels = image[0].clone()
-    for part in lesions(grown(_all(places, places[0].inside)).numpy(), 1):  # those that touch are filled together
+    for part in lesions(grown(_all(places, places[0].mask())).numpy(), 1):  # those that touch are filled together
         for i, channel in enumerate(channels):
             channels[i] = filled_in(channel, torch.from_numpy(part))
     return channels[None]

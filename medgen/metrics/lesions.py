@@ -20,16 +20,41 @@ class Site:
     """A place with its surroundings.
 
     Attributes:
-        inside: (*S) bool, the lesion or the place of one.
-        shell: (*S) bool, body around it that belongs to no lesion.
+        box: the part of the grid that holds both.
+        inside: bool in the box, the lesion or the place of one.
+        shell: bool in the box, body around it that belongs to no lesion.
+        shape: of the grid.
     """
 
+    box: tuple[slice, ...]
     inside: Tensor
     shell: Tensor
+    shape: tuple[int, ...]
+
+    def mean(self, image: Tensor) -> float:
+        """Of an image (*S) inside."""
+        return float(image[self.box][self.inside].double().mean())
+
+    def around(self, image: Tensor) -> float:
+        """Mean of an image (*S) over the shell."""
+        return float(image[self.box][self.shell].double().mean())
 
     def contrast(self, image: Tensor) -> float:
         """Mean inside minus mean of the shell, of an image (*S)."""
-        return float(image[self.inside].double().mean() - image[self.shell].double().mean())
+        return self.mean(image) - self.around(image)
+
+    def mask(self) -> Tensor:
+        """(*S) bool, the inside on the whole grid."""
+        whole = torch.zeros(self.shape, dtype=torch.bool)
+        whole[self.box] = self.inside
+        return whole
+
+    @property
+    def centre(self) -> tuple[int, ...]:
+        """The middle voxel of the inside's bounding box."""
+        at = torch.nonzero(self.inside)
+        middle = (at.amin(0) + at.amax(0)) // 2
+        return tuple(int(m) + part.start for m, part in zip(middle, self.box, strict=True))
 
 
 def grown(mask: Tensor, voxels: int = 1) -> Tensor:
@@ -50,13 +75,16 @@ def shrunk(mask: Tensor, voxels: int = 1) -> Tensor:
 
 
 def site(inside: Tensor, body: Tensor, lesions: Tensor | None = None, width: int = SHELL) -> Site | None:
-    """`inside` with its shell of `width` voxels in the body and outside `lesions`, one voxel of partial volume left out between; None where
-    fewer than 4 voxels of surroundings are left."""
-    near = grown(inside)
-    shell = grown(near, width) & ~near & body
+    """`inside` (*S) with its shell of `width` voxels in the body and outside `lesions`, one voxel of partial volume left out between; None
+    where fewer than 4 voxels of surroundings are left."""
+    at = torch.nonzero(inside)
+    ends = zip(at.amin(0).tolist(), at.amax(0).tolist(), inside.shape, strict=True)
+    box = tuple(slice(max(a - width - 2, 0), min(b + width + 3, n)) for a, b, n in ends)
+    near = grown(inside[box])
+    shell = grown(near, width) & ~near & body[box]
     if lesions is not None:
-        shell &= ~grown(lesions)
-    return Site(inside, shell) if int(shell.sum()) >= 4 else None
+        shell &= ~grown(lesions[box])
+    return Site(box, inside[box].clone(), shell, tuple(inside.shape)) if int(shell.sum()) >= 4 else None
 
 
 def retained(result: Tensor, place: Site, there: Tensor, without: Tensor | None = None) -> float:
