@@ -188,6 +188,10 @@ class Work:
         drawn = [cases.case(place, np.random.default_rng(0)) for place in places]
         return {name: torch.from_numpy(np.stack([case[name][0] for case in drawn])) for name in self.model.task.labels}
 
+    def sample_attributes(self) -> dict[str, Any]:
+        """The attributes that samples are drawn for: name -> a value for each."""
+        return {name: value for name, value in self._conditions().items() if isinstance(value, list)}
+
     def costs(self) -> list[Cost]:
         """What each answer took; of samples, what each batch took, per sample."""
         if self.kind == "synthesis":
