@@ -151,6 +151,53 @@ def test_without_a_label_map_only_a_response_counts(work):
     assert deaf.numbers["lesions"]["unanswered"]["wrong"].value == 100 and deaf.level == Level.BAD
 
 
+CT = {"name": "ct_hu", "low": -1000.0, "high": 1000.0, "typical": {"low": -1000.0, "high": 1000.0}}
+
+
+def test_between_ct_of_one_window_a_change_of_numbers_is_the_same_change(tmp_path):
+    """A 3D model without a label map: what is put into the source is known in the target. Half of it is half shown."""
+    shape = (40, 36, 32)
+    ball = blob(shape, tuple(n / 2 for n in shape), (17.0, 16.0, 15.0)).numpy()
+    rows = ["subject,split,low,full"]
+    for i in range(3):
+        texture = smoothed(torch.from_numpy(np.random.default_rng(i).normal(0, 400, shape)), 2.0).numpy()
+        stored = np.where(ball > 0.5, texture, -1000.0)
+        Volume(stored[None].astype(np.float32), np.diag([3.0, 3, 3, 1])).save(tmp_path / f"{i}.nii.gz")
+        rows.append(f"s{i},test,{i}.nii.gz,{i}.nii.gz")
+    (tmp_path / "list.csv").write_text("\n".join(rows) + "\n")
+    contract = Contract(3, shape, ("full",), ("low",), intensity={"low": CT, "full": CT}, spacing=(3.0,) * 3, orientation="RAS")
+
+    def section(model):
+        pretrained = Pretrained(model, Translation(["low"], ["full"], PSNR(2.0)), contract, {}, None)
+        return hallucination.section(Work(pretrained, Manifest.read(tmp_path / "list.csv"), tmp_path / "o"))
+
+    told = section(Model(sign=1.0))
+    added = told.numbers["lesions"]["added"]
+    assert added["n"] > 8 and added["wrong"].value == 0 and added["shown"].value == pytest.approx(100, abs=0.1)
+    part = section(Model(sign=0.4)).numbers["lesions"]["added"]
+    assert part["wrong"].value == 100 and part["shown"].value == pytest.approx(40, abs=0.1)
+
+
+def test_pictures_have_no_millimetres_and_lesions_a_part_of_their_size(tmp_path):
+    rows = ["subject,split,before,after"]
+    for i in range(2):
+        plane = smoothed(torch.from_numpy(np.random.default_rng(i).normal(0, 200, (80, 80))), 3.0).numpy() + 120
+        plane[:8], plane[-8:], plane[:, :8], plane[:, -8:] = 0, 0, 0, 0
+        Volume(plane[None].astype(np.float32)).save(tmp_path / f"{i}.npy")
+        rows.append(f"s{i},test,{i}.npy,{i}.npy")
+    (tmp_path / "list.csv").write_text("\n".join(rows) + "\n")
+    rule = {"name": "unit_range", "low": 0.0, "high": 255.0, "typical": {"low": 0.0, "high": 255.0}}
+    contract = Contract(2, (80, 80), ("after",), ("before",), intensity={"before": rule, "after": rule})
+    pretrained = Pretrained(Model(sign=1.0), Translation(["before"], ["after"], PSNR(2.0)), contract, {}, None)
+    setting = Work(pretrained, Manifest.read(tmp_path / "list.csv"), tmp_path / "o")
+    case = setting.case(0)
+    assert probes.radii(case, probes.voxel(setting, case)) == (4.0, 4.0) and probes.radii(case, None, 0) == (2.0, 2.0)
+    told = hallucination.section(setting)
+    assert (
+        told.numbers["lesions"]["unanswered"]["shown"].value == pytest.approx(100, abs=0.1) and "detail" not in told.numbers["resolution"]
+    )
+
+
 def test_changed_cases_are_run_once_and_not_at_all_in_a_hurry(work):
     setting = work(Model())
     with Calls(setting.model.model) as calls:

@@ -15,6 +15,7 @@ from medgen.evaluation.probes import (
     ADDED,
     CASES,
     CONTRAST,
+    LEAST,
     RADII,
     SILENT,
     SIZES,
@@ -114,7 +115,8 @@ def protocol(work: Work, name: str, look: Look | None, runs: int) -> dict[str, s
     }
     if name:
         told["lesions there"] = (
-            f"those of '{name}'; none of the contrast is the truth with the membrane through the lesion's rim in its place"
+            f"those of '{name}' of three voxels or more with a contrast of at least {LEAST:g} network units in the truth; none of it is "
+            "shown where the answer is like the truth with the membrane through the lesion's rim in its place"
         )
         told["removed lesions"] = "the same, replaced by that membrane in what is given, in the runs with added ones"
     if work.kind == "reconstruction":
