@@ -109,12 +109,14 @@ def test_a_prior_that_knows_the_usual_finds_the_unusual(work):
     assert told.numbers["prior"]["auroc"].value > 0.99 and told.numbers["prior"]["best_dice"].value > 0.85
     assert told.numbers["prior"]["auroc"].n == 3  # the healthy subject has nothing to find
     assert told.numbers["intensity"]["auroc"].value < 0.8 and told.numbers["blurred"]["auroc"].value < 0.95
+    assert told.numbers["above_yardstick"]["auroc"].value > 0 and "chance" not in told.verdict
     assert told.worst[0][0] in ("s0", "s1", "s2") and told.figures[0].picture.ndim == 3
 
 
 def test_a_prior_that_expects_the_lesion_everywhere_is_bad(work):
     told = anomaly.section(work(Gaussian(-0.4)))
     assert told.numbers["prior"]["auroc"].value < 0.3 and told.level == Level.BAD
+    assert "no better than chance" in told.verdict
 
 
 def test_what_is_needed_is_said(work):

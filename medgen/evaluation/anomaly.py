@@ -205,6 +205,7 @@ def _judge(told: Section, scores: Mapping[str, tuple[Estimate, Estimate, dict[st
     gap = _estimate({subject: area - rivals[best][2][subject] for subject, area in own[2].items()})
     told.numbers["above_yardstick"] = {"yardstick": best, "auroc": gap}
     told.verdict = f"Its residual finds lesions with an AUROC of {own[0]} by voxel; the best yardstick ({best}) with {rivals[best][0]}."
+    told.verdict += " That is no better than chance." if own[0].value <= CHANCE else ""
     known = own[0].interval is not None and gap.interval is not None
     low, high = (min(a - b for a, b in pairs) for pairs in _ends(own[0], gap)) if known else (-1.0, 1.0)
     told.level = Judgement.GOOD if low > 0 else Judgement.BAD if high < 0 else Judgement.WATCH
