@@ -45,7 +45,7 @@ def lines(found: Scan) -> list[str]:
 def _left_out(found: Scan) -> list[str]:
     files = list(found.left_out.items())
     if not files:
-        return ["left out: no image file"]
+        return ["left out: nothing"]
     kinds = Counter(PurePosixPath(file).suffix for file, _ in files)
     head = f"left out: {len(files)} files ({', '.join(f'{count} {kind}' for kind, count in kinds.most_common(4))})"
     more = [f"  and {len(files) - SHOWN} more"] if len(files) > SHOWN else []

@@ -143,6 +143,8 @@ def _assembled(config: Config, folder: Path, state: Mapping[str, Any] | None) ->
     fit = Fit(model, task, optimizer, settings["steps"], settings["accumulate"], settings["clip"], config["seed"])
     recipe = {"model": config["model"], "task": config["task"]}
     data.ready()
+    if ranks.rank() == 0:
+        print(data.said(), flush=True)
     origin = begin(model, config, contract_of(task, data.facts()), fresh=state is None)
     config, contract = origin.config, origin.contract
 
@@ -254,12 +256,14 @@ def check_settings(settings: Config) -> None:
 
 def _finish(fit: Fit, folder: Path) -> int:
     if ranks.rank():
-        return INTERRUPTED if fit.step < fit.steps else 0
+        return INTERRUPTED if fit.step < fit.steps or fit.cut_short else 0
     if fit.step < fit.steps:
         print(f"stopped at step {fit.step} of {fit.steps}; saved. Continue with: python train.py resume={folder}")
         return INTERRUPTED
+    if fit.cut_short:
+        print("stopped in the validation after the last step: all weights are saved, its scores and samples are missing", flush=True)
     print(f"run: {folder}", flush=True)
-    return 0
+    return INTERRUPTED if fit.cut_short else 0
 
 
 def _quiet() -> None:
