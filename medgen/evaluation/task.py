@@ -32,7 +32,7 @@ TISSUES = {"air and lung": (-math.inf, -200.0), "soft tissue": (-200.0, 250.0), 
 ARMS = ("real", "synthetic", "real and synthetic")
 LESIONS = ("lesion", "nodule", "tumour", "tumor", "stroke", "metastasis")
 PROTOCOL = {
-    "arms": "the same network, steps and batches for each: trained on real images of the training split, on as many samples (TSTR), on both; "
+    "arms": "the same network, steps and batches for each: trained on real images of the training split, on samples (TSTR), on both; "
     "tried on the real images of the split. TRTS: trained on real, tried on samples",
     "seeds": f"{SEEDS} seeds; the interval resamples the subjects that are tried, of the mean over seeds",
 }
@@ -52,7 +52,7 @@ class Part:
 
 def section(work: Work, training: Training | None = None) -> Section:
     """The tasks that the model and the manifest allow; without any, the reasons."""
-    training, told = training or Training(), Section(NAME, TITLE)
+    training, told = training or Training(device=work.model.device), Section(NAME, TITLE)
     reasons: list[str] = []
     for kind in (hounsfield, segmented, trained_on_samples):
         try:
@@ -140,8 +140,8 @@ def segmented(work: Work, training: Training) -> Part:
         pair = {kind: _known([(s, float(d[k])) for s, d in values]) for kind, values in found.items()}
         rows.append([f"{name}={k + 1}", pair["made"], pair["real"]])
         numbers[f"{name}={k + 1}"] = pair
-    tables = [Table("A segmenter trained on real images", ["Dice of", "on made images", "on real images"], rows, f"{len(subjects)} images of "
-                    f"{len(set(subjects))} training subjects; the real column is what it can do.")]  # fmt: skip
+    note = f"{len(subjects)} images of {len(set(subjects))} training subjects; the real column is what it can do."
+    tables = [Table("A segmenter trained on real images", ["Dice of", "on made images", "on real images"], rows, note)]
     made, real = (float(np.nanmean([d.mean() for _, d in found[kind]])) for kind in ("made", "real"))
     if lesion:
         tables.append(_lesion_table(counts))
@@ -149,9 +149,7 @@ def segmented(work: Work, training: Training) -> Part:
     level = Level.NONE if not real > 0.3 else Level.GOOD if made > 0.9 * real else Level.WATCH if made > 0.6 * real else Level.BAD
     worst = sorted(((s, float(d.nanmean())) for s, d in found["made"]), key=lambda pair: pair[1])[:3]
     verdict = f"A segmenter of {name} reaches Dice {made:.3f} on made images, {real:.3f} on real ones."
-    told = {
-        "segmenter": f"{judge.network.__class__.__name__} of MONAI, {training.steps} steps, seed {training.seed}, trained on the training split"
-    }
+    told = {"segmenter": f"MONAI's U-Net, {training.steps} steps, seed {training.seed}, trained on the training split's real images"}
     return Part(verdict, level, {"segmenter": numbers}, tables, [(s, f"Dice of {name} {v:.2f}") for s, v in worst], told)
 
 
@@ -216,7 +214,7 @@ def _by_class(work: Work, name: str, count: int, training: Training) -> Part:
         estimates = [_resampled(back, told.numpy(), each, measure) for measure in (macro_auroc, _f1)]
         rows.append([f"{kind}, TRTS", *estimates])
         numbers[kind]["TRTS"] = {"auroc": estimates[0], "f1": estimates[1]}
-    note = f"{len(samples)} samples, {len(real['train'][0])} real training images, {len(tried[0])} real images of {len(set(tried[2]))} subjects."
+    note = _counts(samples, real["train"], tried)
     table = Table(f"Classifiers of {name}", ["trained on", "AUROC", "F1 (macro)"], rows, note)
     return _judged(f"{name}", numbers, "auroc", "AUROC", table, 0.5)
 
@@ -237,7 +235,7 @@ def _by_segmentation(work: Work, name: str, count: int, training: Training) -> P
     values = [_known([(str(i), float(v)) for i, v in enumerate(np.nanmean([b[j] for b in back], 0))]) for j in (0, 1)]
     rows.append(["TRTS", *values])
     numbers["segmenter"]["TRTS"] = {"dice": values[0], "hd95": values[1]}
-    note = f"{len(samples)} samples, {len(train[0])} real training images, {len(tried[0])} real images of {len(set(tried[2]))} subjects; HD95 in voxels."
+    note = f"{_counts(samples, train, tried)} HD95 in voxels."
     table = Table(f"Segmenters of {name}", ["trained on", "Dice", "HD95"], rows, note)
     return _judged(name, numbers, "dice", "Dice", table, 0.0)
 
@@ -252,8 +250,12 @@ def _judged(name: str, numbers: dict[str, Any], measure: str, word: str, table: 
         level = Level.GOOD
     elif gain > 0.5:
         level = Level.WATCH
-    verdict = f"Trained on samples a network of {name} reaches {word} {made:.3f} on real images; trained on real ones {real:.3f}, on both {both:.3f}."
+    verdict = f"For {name}, trained on samples: {word} {made:.3f} on real images; trained on real ones: {real:.3f}; on both: {both:.3f}."
     return Part(verdict, level, {"training": numbers}, [table], protocol=PROTOCOL)
+
+
+def _counts(samples: Tensor, train: Sequence[Any], tried: Sequence[Any]) -> str:
+    return f"{len(samples)} samples, {len(train[0])} real training images, {len(tried[0])} real images of {len(set(tried[2]))} subjects."
 
 
 def _arms(real: tuple[Tensor, Tensor], samples: tuple[Tensor, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:

@@ -63,7 +63,10 @@ def dice(predicted: Tensor, truth: Tensor, classes: int) -> Tensor:
 
 
 def hd95(predicted: Tensor, truth: Tensor, classes: int, spacing: tuple[float, ...] | None = None) -> Tensor:
-    """(classes - 1,) 95th percentile of the symmetric surface distance, by MONAI, in mm where `spacing` is; NaN where a class is missing."""
+    """(classes - 1,) 95th percentile of the symmetric surface distance, by MONAI, in the units of `spacing` (voxels without).
+
+    NaN where a class is missing from one of the maps.
+    """
     from monai.metrics import compute_hausdorff_distance
     from torch.nn.functional import one_hot
 
