@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from medgen.core.errors import MedgenError
-from medgen.core.picture import gray, montage
+from medgen.core.picture import gray
 from medgen.evaluation.histogram import histogram
 from medgen.evaluation.membership import DISTANCE, Attack, attack, estimate
-from medgen.evaluation.pictures import plane, seen, small
+from medgen.evaluation.pictures import lettered, plane, seen, small
 from medgen.evaluation.section import Estimate, Figure, Level, Section, Table, skipped
 from medgen.evaluation.training_set import TrainingSet, targets, training_set
 from medgen.evaluation.work import Work
@@ -167,8 +167,8 @@ def _verdict(found: Sequence[Copies], told: Attack | None, bad: Sequence[Copies]
         worst = max(bad or found, key=lambda c: c.relative[QUANTILES[0]].excess)
         rate = worst.relative[QUANTILES[0]]
         said.append(
-            f"{rate.count} of {rate.n} samples are as near to one training subject as {rate.expected:.1%} of new images are "
-            f"(by {worst.space}): {rate.excess:.0%} [{rate.interval[0]:.0%}, {rate.interval[1]:.0%}] are copies beyond that."
+            f"{rate.count} of {rate.n} samples are nearer to a single training subject than {1 - rate.expected:.0%} of new images are (by "
+            f"{worst.space}): {rate.excess:.0%} [{rate.interval[0]:.0%}, {rate.interval[1]:.0%}] are copies beyond the false rate."
         )
     if told is not None:
         whole = told.whole
@@ -195,6 +195,8 @@ def _rates(found: Sequence[Copies], corrected: Sequence[float]) -> Table:
     for copy, p in zip(found, corrected, strict=True):
         for title, rates, judged_ in (("copies", copy.relative, True), ("nearer", copy.plain, False)):
             for q, rate in rates.items():
+                if q != QUANTILES[0] and rate.threshold == rates[QUANTILES[0]].threshold:
+                    continue  # of few held-out images both are the least
                 cells = [f"{rate.count} of {rate.n}", f"{rate.expected:.1%}", Estimate(rate.excess, rate.interval, rate.n), rate.p]
                 rows.append([f"{copy.space}: {title}, {q:.0%}", *cells, p if judged_ and q == QUANTILES[0] else "-"])
     note = "Copies: much nearer to one training subject than to others. Nearer: plain distance, which blur lowers too. "
@@ -220,10 +222,11 @@ def _figures(work: Work, found: Sequence[Copies], made: Tensor, training: Tensor
     """The samples most like a copy beside their nearest training images, and where all distances lie."""
     near = found[0].made
     order = torch.argsort(near.relative)[:SHOWN].tolist()
-    pairs = montage([[_plane(work, images[i]) for i in rows] for images, rows in ((made, order), (training, near.rows[order].tolist()))])
-    said = ", ".join(f"{float(near.relative[i]):.2f}" for i in order)
-    note = f"Above: samples. Below: the training image nearest to each. Relative distances {said}; of held-out images the least is "
-    figures = [Figure("The samples most like a copy", pairs, f"{note}{float(found[0].new.relative.min()):.2f}.")]
+    rows = [[_plane(work, images[i]) for i in row] for images, row in ((made, order), (training, near.rows[order].tolist()))]
+    pairs = lettered(rows, [f"{float(near.relative[i]):.2f}" for i in order], ["sample", "nearest training image"])
+    least = float(found[0].new.relative.min())
+    note = f"Each with its distance over that to other subjects; of held-out images the least is {least:.2f}."
+    figures = [Figure("The samples most like a copy", pairs, note)]
     for copy in found:
         sets = {"samples": copy.made.relative.numpy(), "held-out images": copy.new.relative.numpy()}
         limit = copy.relative[QUANTILES[0]].threshold
