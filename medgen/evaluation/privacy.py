@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
@@ -25,6 +27,7 @@ from medgen.metrics.space import Space
 from medgen.metrics.statistics import holm
 
 NAME, TITLE = "privacy", "Copies of training data"
+ENCODERS = "medgen.evaluation.encoder"
 QUANTILES = (0.05, 0.01)  # of held-out images; the first one is judged
 LEAST_TRAIN, LEAST_HELD_OUT, LEAST_SAMPLES = 5, 8, 16  # subjects, subjects, images
 COPIED = 0.05  # share of samples, beyond the false rate, that are surely copies: bad
@@ -103,13 +106,11 @@ def feature_spaces(work: Work, spaces: Sequence[Space] | None = None) -> list[Sp
     """The built-in encoder where this release has one, else the fixed feature; none where images are too small for it."""
     if spaces is not None:
         return list(spaces)
-    if find_spec("medgen.evaluation.encoder") is not None:
-        from medgen.evaluation import encoder
-
-        try:
-            return [encoder.built_in(work.model.contract.spatial_dims)]
-        except MedgenError:
-            pass
+    if find_spec(ENCODERS) is not None:
+        with suppress(MedgenError):  # damaged weights are said where realism is measured
+            learned = import_module(ENCODERS).built_in(work.model.contract.spatial_dims)
+            if learned is not None:
+                return [learned]
     return [Space("fixed feature", 0, describe)]
 
 

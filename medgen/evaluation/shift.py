@@ -71,8 +71,10 @@ def section(work: Work, space: Space | None = None) -> Section:
     if not rows:
         return skipped(NAME, TITLE, "Every volume equals its target: there is nothing to compare.")
     told = Section(NAME, TITLE, numbers={"reference": None, "domains": {}, "groups": {}}, protocol=dict(PROTOCOL))
+    space = space or Space("fixed feature (medgen.metrics.feature.describe)", 0, describe)
+    told.protocol["feature space"] = space.name
     try:
-        far, missing = novelty_of(work, space or Space("fixed feature", 0, describe)), ""
+        far, missing = novelty_of(work, space), ""
     except MedgenError as error:
         far, missing = None, str(error)
     gaps = _domains(work, rows, far, told) if work.domain else []
