@@ -14,6 +14,8 @@ import numpy as np
 
 from medgen.core.errors import MedgenError, nearest
 
+BACKGROUND = -1.0  # every map sends its lower end (no signal, air, black) there
+
 
 class IntensityMap(ABC):
     """`forward(values, **fit(values))` maps to about [-1, 1]; `inverse` undoes it. Works on numpy arrays and tensors alike."""

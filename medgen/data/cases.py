@@ -10,13 +10,11 @@ import numpy as np
 
 from medgen.core.errors import MedgenError, nearest
 from medgen.core.geometry import Placement
-from medgen.core.intensity import IntensityMap
+from medgen.core.intensity import BACKGROUND, IntensityMap
 from medgen.core.neighbours import neighbours
 from medgen.core.task import availability
 from medgen.data.options import Cut
 from medgen.data.source import Case
-
-BACKGROUND = -1.0  # every intensity map sends its lower end (no signal, air, black) there
 
 
 @dataclass(frozen=True)

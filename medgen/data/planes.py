@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-_COLOURS = {"_red": 0, "_green": 1, "_blue": 2}
+from medgen.core.colours import colour_of
 
 
 def plane_of(channel: str, columns: Collection[str]) -> tuple[str, int | None]:
@@ -17,8 +17,9 @@ def plane_of(channel: str, columns: Collection[str]) -> tuple[str, int | None]:
         return channel, None
     column, _, number = channel.rpartition("_")
     if column in columns:
-        if f"_{number}" in _COLOURS:
-            return column, _COLOURS[f"_{number}"]
+        colour = colour_of(channel)
+        if colour is not None:
+            return column, colour
         if number.isascii() and number.isdigit():
             return column, int(number)
     return channel, None

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor, nan_to_num, nonzero
 
+from medgen.core.colours import coloured
 from medgen.core.picture import gray, montage, upright
 
 READABLE = 128  # pixels of a column that hold a title
@@ -61,11 +62,6 @@ def heights(mask: Tensor, axis: int, parts: Sequence[float] = PARTS) -> list[int
 def seen(image: Tensor, names: Sequence[str]) -> Tensor:
     """(1, C, *S) -> what the eye gets: three colours by their names, else the first channel; where that is missing, black."""
     return nan_to_num(image if coloured(names) else image[:, :1], nan=-1.0)
-
-
-def coloured(channels: Sequence[str]) -> bool:
-    """Whether channels are the three colours of a picture, by their names."""
-    return len(channels) == 3 and all(name.endswith(end) for name, end in zip(channels, ("_red", "_green", "_blue"), strict=True))
 
 
 def plane(image: Tensor, axis: int, height: int) -> np.ndarray:

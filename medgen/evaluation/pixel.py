@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from medgen.core.colours import coloured
 from medgen.core.errors import MedgenError
 from medgen.evaluation.baselines import Baseline, baselines
-from medgen.evaluation.pictures import Cut, cases_picture, coloured, heights, seen, worst_height
+from medgen.evaluation.pictures import Cut, cases_picture, heights, seen, worst_height
 from medgen.evaluation.section import Estimate, Figure, Level, Section, Table, skipped
 from medgen.evaluation.work import AIR, Case, Work
 from medgen.metrics.conventions import fastmri

@@ -15,10 +15,12 @@ import torch
 from torch import Tensor
 
 from medgen.checkpoint import build
+from medgen.core.colours import colour_of
 from medgen.core.condition import Condition
 from medgen.core.contract import Contract
 from medgen.core.errors import MedgenError, MedgenWarning, nearest
 from medgen.core.geometry import Placement, centred_affine, reoriented, resampled, resampled_like, rimmed
+from medgen.core.intensity import BACKGROUND
 from medgen.core.model import GenerativeModel
 from medgen.core.neighbours import neighbour
 from medgen.core.operator import Operator, Sampling
@@ -30,8 +32,6 @@ from medgen.data.checks import check_contrast, check_labels, check_pair, one_pla
 from medgen.inference.reconstruction import Acquisition, Reconstructed, reconstruct, simulated
 from medgen.samplers.choice import renewed
 
-BACKGROUND = -1.0
-_COLOURS = ("_red", "_green", "_blue")
 Image = str | Path | Volume
 
 
@@ -209,7 +209,7 @@ class Pretrained:
             raise MedgenError(f"this model makes {self._targets} from {remedy}")
         own = tuple(dict.fromkeys(neighbour(name)[0] for name in names))  # slices beside a slice come from the same volume
         if not isinstance(image, Mapping):
-            if len(own) > 1 and not all(name.endswith(_COLOURS) for name in own):
+            if len(own) > 1 and any(colour_of(name) is None for name in own):
                 raise MedgenError(f"this model needs {len(own)} channels, {', '.join(own)}: give them by name")
             image = dict.fromkeys(own, image)
         given = {n: image[n] if n in image else image.get(neighbour(n)[0]) for n in names}
@@ -220,7 +220,7 @@ class Pretrained:
         check_pair(volumes, "input")
         for name, volume in volumes.items():
             self._check_axes(volume, name)
-            if not name.endswith(_COLOURS):  # a picture may have no blue
+            if colour_of(name) is None:  # a picture may have no blue
                 check_contrast(volume, name)
         return volumes
 
@@ -425,8 +425,7 @@ def _undo(placement: Placement, array: np.ndarray) -> np.ndarray:
 
 def _plane(volume: Volume, name: str) -> Volume:
     """The one channel called `name`, also out of a colour picture."""
-    colour = [i for i, ending in enumerate(_COLOURS) if name.endswith(ending)]
-    return one_plane(volume, name, colour[0] if colour and len(volume.array) == 3 else None)
+    return one_plane(volume, name, colour_of(name) if len(volume.array) == 3 else None)
 
 
 def check_seed(seed: int) -> None:
