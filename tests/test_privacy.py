@@ -13,12 +13,13 @@ from scipy import stats
 
 from medgen.core.contract import Contract
 from medgen.core.errors import MedgenError
-from medgen.core.model import Loss
+from medgen.core.model import Loss, Moments
 from medgen.data.manifest import Manifest
 from medgen.data.phantom.source import PhantomData
 from medgen.evaluation import privacy
+from medgen.evaluation.membership import attack
 from medgen.evaluation.section import Level
-from medgen.evaluation.training_set import TrainingSet, training_set
+from medgen.evaluation.training_set import TrainingSet, batches, training_set
 from medgen.evaluation.work import Work
 from medgen.inference import Pretrained
 from medgen.metrics.feature import describe
@@ -280,3 +281,36 @@ def test_a_built_in_phantom_is_drawn_again_where_its_contract_fits(tmp_path):
     setting.model.contract = replace(known, spacing=(9.0, 9.0, 9.0))
     with pytest.raises(MedgenError, match="evaluate the run's folder"):
         training_set(setting)
+
+
+def test_a_latent_model_is_asked_in_its_own_space(gaussian):
+    """A codec that doubles the image, around the memoriser of doubled images: the same answer as without it."""
+    folder, path, training = gaussian
+
+    class Doubled(torch.nn.Module):
+        factor = 1
+
+        def moments(self, x):
+            return Moments(2 * x, torch.zeros_like(x))
+
+        def draw(self, moments, noise=None):
+            return moments.mean
+
+    latent = torch.nn.Module()
+    latent.codec, latent.model = Doubled(), Memoriser(2 * training)
+    setting = work(folder, latent, path, 24)
+    known = training_set(setting)
+    found = attack(setting, known.cases("train"), known.cases("test"), training)
+    assert found.score == "squared error of denoising" and found.whole.auc == 1.0 and len(found.columns) == 5
+
+
+def test_a_condition_that_nobody_tells_is_asked_for_and_a_given_one_is_used(gaussian):
+    folder, path, _ = gaussian
+    setting = work(folder, Population(), path, 24)
+    setting.model.task = Synthesis(["image"], FeatureDistance(), attributes={"age": 0})
+    cases = training_set(setting).cases("train")[:3]
+    with pytest.raises(MedgenError, match="do not tell 'age'"):
+        next(batches(setting, cases))
+    setting.given = {"age": 40}
+    (batch,) = batches(setting, cases)
+    assert batch["age"].tolist() == [40.0] * 3 and batch["image"].shape == (3, 1, SIDE, SIDE)
