@@ -13,6 +13,7 @@ from typing import Any
 
 from medgen.checkpoint import read_document, write_document
 from medgen.cli.loading import given, pretrained
+from medgen.cli.progress import bars
 from medgen.cli.zoo import CARD, WEIGHTS, read_report
 from medgen.core.contract import Contract
 from medgen.core.errors import MedgenError
@@ -138,11 +139,11 @@ def _tested(options: argparse.Namespace, model: Pretrained, name: str) -> tuple[
     from medgen.evaluation.work import Work
 
     manifest = Manifest.read(options.data)
-    with TemporaryDirectory() as scratch:
+    with TemporaryDirectory() as scratch, bars() as told:
         work = Work(model, manifest, Path(scratch), options.split, options.seed, samples=options.n, given=given(options))
-        section = privacy.section(work).to_dict()
-    told = {"data": {"manifest": str(manifest.path)}, "model": {}, "sections": {privacy.NAME: section}}
-    return None, public_report(told, name)["sections"][privacy.NAME]
+        section = privacy.section(work, progress=lambda done, of: told("samples", done, of)).to_dict()
+    found = {"data": {"manifest": str(manifest.path)}, "model": {}, "sections": {privacy.NAME: section}}
+    return None, public_report(found, name)["sections"][privacy.NAME]
 
 
 def _check_same(options: argparse.Namespace, report: Mapping[str, Any], model: Pretrained) -> None:

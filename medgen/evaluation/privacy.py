@@ -20,7 +20,7 @@ from medgen.evaluation.membership import DISTANCE, Attack, attack, estimate
 from medgen.evaluation.pictures import lettered, plane, seen, small
 from medgen.evaluation.section import Estimate, Figure, Level, Section, Table, skipped
 from medgen.evaluation.training_set import TrainingSet, targets, training_set
-from medgen.evaluation.work import Work
+from medgen.evaluation.work import Progress, Work
 from medgen.metrics.feature import describe
 from medgen.metrics.privacy import Memorised, Neighbours, memorised, nearest_training
 from medgen.metrics.space import Space
@@ -69,8 +69,13 @@ class Copies:
     plain: dict[float, Memorised] = field(default_factory=dict)
 
 
-def section(work: Work, spaces: Sequence[Space] | None = None) -> Section:
-    """The test of copies for a model of synthesis, the test of membership for every model."""
+def section(work: Work, spaces: Sequence[Space] | None = None, progress: Progress | None = None) -> Section:
+    """The test of copies for a model of synthesis, the test of membership for every model.
+
+    Args:
+        spaces: to look for copies in beside pixels; by default `feature_spaces`.
+        progress: is told (done, of) while samples are drawn.
+    """
     try:
         known = training_set(work)
         training, held_out = known.cases("train"), known.cases(known.held_out)
@@ -82,7 +87,7 @@ def section(work: Work, spaces: Sequence[Space] | None = None) -> Section:
         return skipped(NAME, TITLE, f"{found}: {LEAST_TRAIN} and {LEAST_HELD_OUT} are needed.")
     if work.kind == "synthesis" and work.samples < LEAST_SAMPLES:
         return skipped(NAME, TITLE, f"{work.samples} samples are too few for a privacy test: {LEAST_SAMPLES} are needed.")
-    made = work.drawn() if work.kind == "synthesis" else None
+    made = work.drawn(progress) if work.kind == "synthesis" else None
     images = [targets(work, cases) for cases in (training, held_out)]
     owners = [[case["subject"] for case in cases] for cases in (training, held_out)]
     found = [] if made is None else copies(made, *images, *owners, feature_spaces(work, spaces))
