@@ -28,6 +28,7 @@ from medgen.metrics.privacy import (
     auc_interval,
     beta_binomial_tail,
     binomial_interval,
+    effective_count,
     loss_scores,
     membership,
     memorised,
@@ -61,11 +62,25 @@ def test_the_threshold_is_an_order_statistic_and_the_excess_takes_off_the_false_
     found = memorised([0.5] * 6 + [50.5] * 4, np.arange(1, 41))
     assert (found.threshold, found.count, found.expected, found.rate) == (2.0, 6, 2 / 41, 0.6)
     assert found.excess == pytest.approx((0.6 - 2 / 41) / (39 / 41)) and found.interval[0] < found.excess < found.interval[1]
-    few = memorised([0.5] * 6 + [50.5] * 4, np.arange(1, 41), subjects=5)
-    assert found.p < few.p < 0.01, "five subjects say less than forty"
+    few = memorised([0.5] * 6 + [50.5] * 4, np.arange(1, 41), subjects=[str(i // 8) for i in range(40)])
+    assert found.p < few.p < 0.05, "five subjects, each with images that are alike, say less than forty"
     for bad in ([], [math.nan]):
         with pytest.raises(MedgenError, match="finite distances"):
             memorised(bad, [1.0])
+
+
+def test_images_of_a_subject_count_as_fewer_the_more_they_are_alike():
+    """8 held-out subjects with 8 images each: new samples are called copies in about 5 % of trials or less, whatever they share."""
+    owners, rng = [str(i // 8) for i in range(64)], np.random.default_rng(0)
+    for alike in (0.0, 0.5, 1.0):
+        hits, counts = 0, []
+        for _ in range(400):
+            held_out = math.sqrt(alike) * rng.normal(size=8).repeat(8) + math.sqrt(1 - alike) * rng.normal(size=64)
+            hits += memorised(rng.normal(size=64), held_out, subjects=owners).p < 0.05
+            counts.append(effective_count(held_out, owners))
+        assert hits / 400 < 0.07
+        assert np.mean(counts) == pytest.approx({0.0: 55, 0.5: 15, 1.0: 8}[alike], rel=0.15)
+    assert effective_count(rng.normal(size=5), list("abcde")) == 5 and effective_count([1.0, 2.0], ["a", "a"]) == 1
 
 
 def test_a_copy_is_near_to_one_subject_and_a_blurred_image_to_all():

@@ -44,7 +44,7 @@ PROTOCOL = {
     "quantile of the same of held-out images; blur alone does not lower it",
     "nearer": "the same with the plain distance, which blurred samples have lowered too: shown, not judged",
     "false rate": "r / (H + 1) for the r-th smallest of H held-out images; the excess is the share that it does not explain, with an exact "
-    "binomial interval; p is exact (beta-binomial) and counts held-out subjects, not images",
+    "binomial interval; p is beta-binomial, and counts held-out images as fewer the more those of a subject are alike",
     "membership": "one score per subject, the mean over at most 4 images; area under the ROC curve (AUC) of training against held-out "
     "subjects, interval by Newcombe 2006",
     "level": RULE,
@@ -138,9 +138,8 @@ def copies(
         except MedgenError:
             continue
         near, new = (nearest_training(part, vectors[0], owners) for part in (vectors[2], vectors[1]))
-        subjects = len(set(others))
         rates = [
-            {q: memorised(getattr(near, kind).tolist(), getattr(new, kind).tolist(), q, subjects) for q in QUANTILES}
+            {q: memorised(getattr(near, kind).tolist(), getattr(new, kind).tolist(), q, others) for q in QUANTILES}
             for kind in ("relative", "distances")
         ]
         found.append(Copies(space.name, near, new, *rates))

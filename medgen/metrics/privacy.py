@@ -92,12 +92,15 @@ class Memorised:
     p: float
 
 
-def memorised(samples: Sequence[float], held_out: Sequence[float], quantile: float = 0.05, subjects: int | None = None) -> Memorised:
+def memorised(
+    samples: Sequence[float], held_out: Sequence[float], quantile: float = 0.05, subjects: Sequence[str] | None = None
+) -> Memorised:
     """Memorisation rate of samples at a quantile of held-out images.
 
     The threshold is the r-th smallest of H held-out distances, r = quantile (H + 1) rounded down, at least 1. The chance that a new
     image lies below is Beta(r, H + 1 - r), so the count among n new images is beta-binomial: p is exact for any distribution (the
-    exceedance test, Rosenbaum 1954). Images of a subject are alike: with `subjects`, H counts those in the p-value.
+    exceedance test, Rosenbaum 1954). Images of a subject are alike: with `subjects`, of each held-out image, p counts H as
+    `effective_count` of them, and is no longer exact.
 
     Raises:
         MedgenError: no values, or values that are not finite.
@@ -110,9 +113,27 @@ def memorised(samples: Sequence[float], held_out: Sequence[float], quantile: flo
     count, n = int((made < threshold).sum()), len(made)
     low, high = binomial_interval(count, n)
     excess, lower, upper = (min(1.0, max(0.0, (rate - expected) / (1 - expected))) for rate in (count / n, low, high))
-    units = (len(new) if subjects is None else min(subjects, len(new))) + 1
-    p = beta_binomial_tail(count, n, expected * units, (1 - expected) * units)
+    units = 1 + (len(new) if subjects is None else effective_count(held_out, subjects))
+    chance = max(expected, 1 / units)  # below the least of so many units
+    p = beta_binomial_tail(count, n, chance * units, (1 - chance) * units)
     return Memorised(threshold, expected, count, n, count / n, excess, (lower, upper), p)
+
+
+def effective_count(values: Sequence[float], subjects: Sequence[str]) -> float:
+    """How many independent values several per subject are worth: N / (1 + (m - 1) rho), where m is their usual number for a subject and
+    rho the intraclass correlation of their ranks, by the analysis of variance (Kish 1965; Donner 1986).
+    """
+    ranks = np.argsort(np.argsort(np.asarray(values, float), kind="stable"), kind="stable").astype(float)
+    _, owner, sizes = np.unique(np.asarray(subjects), return_inverse=True, return_counts=True)
+    n, k = len(ranks), len(sizes)
+    if k in (1, n):
+        return float(k)
+    means = np.bincount(owner, ranks) / sizes
+    between = float((sizes * (means - ranks.mean()) ** 2).sum()) / (k - 1)
+    within = float(((ranks - means[owner]) ** 2).sum()) / (n - k)
+    usual = (n - float((sizes**2).sum()) / n) / (k - 1)
+    alike = min(1.0, max(0.0, (between - within) / (between + (usual - 1) * within)))
+    return n / (1 + (usual - 1) * alike)
 
 
 def binomial_interval(count: int, n: int, level: float = 0.95) -> tuple[float, float]:
