@@ -17,6 +17,11 @@ from medgen.data.check.document import column, document, histogram
 from medgen.data.check.facts import QUANTILES, Job, summarise
 from medgen.data.check.pairs import compared
 from medgen.data.check.report import write
+from medgen.data.columns import columns_of
+from medgen.data.manifest import Manifest
+from medgen.data.phantom.chest.export import write_chests
+from medgen.data.phantom.export import write_phantoms
+from medgen.data.phantom.histology.export import write_tiles
 from medgen.data.workers import Failure
 
 AFFINE = np.diag([-1.0, 1.0, 2.0, 1.0])
@@ -383,3 +388,18 @@ def test_the_real_sets_show_their_traps(shared_data, tmp_path):
     ct = codes("ct_chest")
     assert "least -2048 in 16" in ct["ct-padding"] and "15 of 34 subjects" in ct["several-rows"]
     assert not [code for code in ct if "duplicate" in code]
+
+
+@pytest.mark.parametrize("phantom", ["brain", "chest", "histology"])
+def test_drawn_data_as_files_pass_their_own_check(tmp_path, phantom):
+    folder = tmp_path / phantom
+    if phantom == "brain":
+        manifest = write_phantoms(folder, 3, ("t1", "tissue", "lesion"), (24, 24, 24))
+    elif phantom == "chest":
+        manifest = write_chests(folder, 3, ("ct", "tissue", "nodule"), (32, 32, 16))
+    else:
+        manifest = write_tiles(folder, tiles=2, size=(64, 64))
+    main(["data", "check", str(manifest), "-o", str(tmp_path / "report")])  # the status is 1 where there is an error
+    columns = columns_of(Manifest.read(manifest), {})
+    kinds = {"nodule": "labels", "instances": "labels", "tissue": "labels", "ct": "image", "caption": "text", "label": "attribute"}
+    assert all(columns[name].kind == kind for name, kind in kinds.items() if name in columns)

@@ -658,3 +658,8 @@ def test_a_real_head(shared_data, tmp_path):
 def test_real_pictures(shared_data, folder):
     for file in sorted((shared_data / folder / "images").glob("*.png"))[:10]:
         assert len(read(file).array) in (1, 3)
+
+
+def test_names_of_splits_are_known_in_any_case(tmp_path):
+    (tmp_path / "m.csv").write_text("subject,split,t1\na,Training,a.nii\nb,VAL,b.nii\nc,Test,c.nii\nd,External,d.nii\n")
+    assert Manifest.read(tmp_path / "m.csv").splits == ("train", "validation", "test", "External")

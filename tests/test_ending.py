@@ -146,3 +146,48 @@ def test_a_fit_that_fails_gives_the_signals_back():
     with pytest.raises(RuntimeError, match="on purpose"):
         trainer.fit(Failing(), torch.utils.data.DataLoader([0, 1]))
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["data=slices", "data.source.channels.t2.name=mr_percentile"],
+            "a plus adds a name of your own: +data.source.channels.t2.name=mr_perc",
+        ),
+        (["data=slices", "data.source.labels.seg=3"], "a plus adds a name of your own: +data.source.labels.seg=3"),
+        (["max_steps=3"], "did you mean 'sampler.steps' or 'training.steps'?"),
+    ],
+)
+def test_a_key_that_is_not_there_is_answered_with_what_was_meant(words, said, capsys):
+    with pytest.raises(SystemExit):
+        main(words)
+    assert said in capsys.readouterr().err
+
+
+def test_a_channel_that_the_data_lack_is_told_before_they_are_prepared(heads, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(DataModule, "ready", lambda self: pytest.fail("prepared first"))
+    with pytest.raises(SystemExit):
+        main(["data=slices", f"data.source.manifest={heads}", "data.source.size=[16,16]", "task.target=[flair]", f"run={tmp_path / 'run'}"])
+    assert "the task needs channel 'flair', the data offer t1" in capsys.readouterr().err
+
+
+def test_a_stop_in_the_last_validation_is_told_and_is_no_success(tmp_path, monkeypatch, capsys):
+    from medgen.training.fit import Fit
+
+    step = Fit.validation_step
+
+    def stopped(self, batch, number):
+        if number == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+        step(self, batch, number)
+
+    monkeypatch.setattr(Fit, "validation_step", stopped)
+    with pytest.raises(SystemExit) as end:
+        main([*TINY, "training.steps=2", "training.validate_every=2", "training.validate_batches=2", f"run={tmp_path / 'run'}"])
+    said = capsys.readouterr()
+    assert end.value.code == 130 and "stopped in the validation after the last step: all weights are saved" in said.out
+    assert "cases: " in said.out and "validation at step 2: batch 1 of 2" in said.err
+    assert (tmp_path / "run" / "checkpoints" / "last" / "model.safetensors").exists() and not (
+        tmp_path / "run" / "checkpoints" / "best"
+    ).exists()

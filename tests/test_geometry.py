@@ -206,3 +206,11 @@ def test_an_image_without_geometry_has_no_millimetres():
         resampled(Volume(np.zeros((1, 4, 4, 4))), (1, 1, 1))
     with pytest.raises(MedgenError, match=r"shape \(4, 4\)"):
         reoriented(Volume(np.zeros((1, 4, 4))), "RAS")
+
+
+@pytest.mark.parametrize("spacing", [(0.001, 0.001, 0.001), (900.0, 900.0, 900.0)])
+def test_a_spacing_in_another_unit_is_refused_before_anything_is_allocated(spacing):
+    volume = Volume(np.zeros((1, 40, 40, 40), np.float32), np.eye(4))
+    with pytest.raises(MedgenError, match=r"voxels of 1 x 1 x 1 mm would become .* a spacing is in mm"):
+        resampled(volume, spacing)
+    assert resampled(volume, (20.0, 20.0, 20.0)).shape == (2, 2, 2)

@@ -211,3 +211,9 @@ def test_the_real_brain(shared_data):
     assert float(kspace.mask.mean()) == pytest.approx(0.124, abs=1e-3)
     image = kspace.image()[0]
     assert image[60:170, 45:135].mean() > 5 * image[:20, :20].mean(), "a head in the middle, air in the corner"
+
+
+def test_a_complex_array_says_what_is_shown_of_it(tmp_path):
+    write_kspace(tmp_path / "k.npy", coils=2)
+    assert peek(tmp_path / "k.npy").meta["image"] == read_stored(tmp_path / "k.npy").meta["image"] == "rss"
+    assert "taken as k-space" in read_stored(tmp_path / "k.npy").meta["findings"][0]

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from medgen.checkpoint import build
-from medgen.cli.configs import compose, config_dir
+from medgen.cli.configs import compose, config_dir, resolved
 from medgen.cli.main import main
 from medgen.core.errors import MedgenError
 from medgen.core.volume import Volume
@@ -24,6 +24,7 @@ from medgen.data.manifest import Manifest
 from medgen.data.public import fetch, sets
 from medgen.data.readers import read
 from medgen.data.scan.scanner import layouts, scan
+from medgen.data.scan.words import training_words
 from medgen.data.scan.writing import write
 
 
@@ -513,9 +514,7 @@ def test_the_command_writes_a_manifest_that_trains_and_replaces_nothing(tmp_path
     command = ["data", "scan", str(tmp_path / "data"), "-o", str(tmp_path / "manifest.csv")]
     main(command)
     said = capsys.readouterr().out
-    assert (
-        "layout: subjects" in said and "subjects: 2, rows: 2" in said and "column seg: label map" in said and "left out: no image" in said
-    )
+    assert "layout: subjects" in said and "subjects: 2, rows: 2" in said and "column seg: label map" in said and "left out: nothing" in said
     manifest = Manifest.read(tmp_path / "manifest.csv")
     assert manifest.columns == ("subject", "t1", "seg") and manifest.rows[0]["t1"] == "data/s1/T1.nii.gz"
     assert read_columns(tmp_path / "manifest.csv")["seg"] == Column("labels")
@@ -523,10 +522,43 @@ def test_the_command_writes_a_manifest_that_trains_and_replaces_nothing(tmp_path
         FileData(str(manifest.path), {"t1": {"name": "mr_percentile"}}, [4, 5], {"seg": 2}).split("train").case(0, np.random.default_rng(0))
     )
     assert int(case["seg"].max()) == 1
+    assert f"train: python train.py data=slices data.source.manifest={manifest.path}\n" in said  # t1 is there already
     with pytest.raises(SystemExit) as end:
         main(command)
     assert end.value.code == 2 and "exists" in capsys.readouterr().err
     main([*command, "--overwrite"])
+
+
+@pytest.mark.parametrize(
+    ("name", "modality", "words"),
+    [
+        ("a.nii.gz", None, "data=slices {} ~data.source.channels.t1 +data.source.channels.image.name=mr_percentile task.target=[image]"),
+        ("a.nii.gz", "CT", "data=slices {} ~data.source.channels.t1 +data.source.channels.image.name=ct_hu task.target=[image]"),
+        ("a.png", None, "data=pictures {} task.target=[image]"),
+        (
+            "c.png",
+            None,
+            "data=pictures {} ~data.source.channels.image +data.source.channels.image_red.name=unit_range "
+            "+data.source.channels.image_green.name=unit_range +data.source.channels.image_blue.name=unit_range "
+            "task.target=[image_red,image_green,image_blue]",
+        ),
+    ],
+)
+def test_the_words_for_training_fit_the_column_and_compose(tmp_path, name, modality, words):
+    if name.endswith(".png"):
+        grey = np.arange(64, dtype=np.uint8).reshape(8, 8)
+        Image.fromarray(grey if name == "a.png" else np.stack([grey, grey[::-1], grey.T], -1)).save(tmp_path / name)
+    else:
+        volume(tmp_path / name)
+    (tmp_path / "m.csv").write_text(f"subject,image\ns1,{name}\ns2,{name}\n")
+    manifest = Manifest.read(tmp_path / "m.csv")
+    found = training_words(manifest, {"image": Column("image", modality)})
+    assert " ".join(found) == words.format(f"data.source.manifest={tmp_path / 'm.csv'}")
+    config = resolved(compose(found))
+    source, target = build(config["data"]["source"], trusted=True), config["task"]["target"]
+    case = source.split("train").case(0, np.random.default_rng(0))
+    assert set(target) == set(source.maps) and all(np.isfinite(case[channel]).all() for channel in target)
+    assert training_words(manifest, {"image": Column("text")}) == []
 
 
 def test_files_outside_the_manifests_folder_are_written_in_full(tmp_path):

@@ -40,6 +40,9 @@ def key_of(override: str) -> str:
     return override.lstrip("+~").split("=")[0]
 
 
+_OWN_NAMES = re.compile(r"(data\.source\.(?:channels|labels|attributes)|task\.(?:attributes|labels))\.([^.]+)")  # users fill these
+
+
 def compose(overrides: Sequence[str], hydra: bool = False) -> Any:
     """The configuration for a list of Hydra overrides; with `hydra` also Hydra's own, which knows what was chosen.
 
@@ -112,6 +115,9 @@ def explain(error: Exception, overrides: Sequence[str]) -> str:
     base = [o for o in overrides if key_of(o) in groups()]
     for key in map(key_of, overrides):
         if f"Could not override '{key}'" in text or f"Key '{key.split('.')[-1]}'" in text:
+            own = _OWN_NAMES.match(key)
+            if own:
+                return f"{own[1]} has no '{own[2]}' yet; a plus adds a name of your own: +{next(o for o in overrides if key_of(o) == key)}"
             known = valid_keys(key, base)
             if key in known:  # a mapping of the user's own names, such as channels: Hydra wants new entries marked
                 return f"'{key}' does not have all these entries yet; add one at a time with a plus: +{key}.NAME=VALUE"
@@ -127,7 +133,7 @@ def _other_choice(key: str) -> str:
     files = {name: OmegaConf.load(config_dir() / group / f"{name}.yaml") for name in groups().get(group, {})}
     own, _, last = rest.rpartition(".")
     places = {name: file.get(group) or file for name, file in files.items()}
-    places = {name: OmegaConf.select(place, own) if own else place for name, place in places.items()}
+    places = {name: OmegaConf.select(place, own, throw_on_resolution_failure=False) if own else place for name, place in places.items()}
     found = [name for name, place in places.items() if rest and hasattr(place, "keys") and last in place]
     return f"it belongs to {' or '.join(f'{group}={name}' for name in found)}: choose that too" if found else ""
 
@@ -139,7 +145,7 @@ def _elsewhere(key: str, siblings: Sequence[str], base: Sequence[str]) -> str:
     def close(names: Sequence[str]) -> list[str]:
         return difflib.get_close_matches(_last(key), sorted(set(map(_last, names))), 1, 0.8)
 
-    found = [] if close(siblings) else [n for n in everything if _last(n) in close(everything)]
+    found = [] if close(siblings) else [n for n in everything if _last(n) in (close(everything) or _last(key).split("_"))]
     return f"did you mean {' or '.join(map(repr, found))}?" if found else ""
 
 

@@ -7,7 +7,9 @@ from collections import Counter
 from pathlib import Path, PurePosixPath
 
 from medgen.data.columns import sidecar
+from medgen.data.manifest import Manifest
 from medgen.data.scan.scanner import Scan, scan
+from medgen.data.scan.words import training_line
 from medgen.data.scan.writing import free, write
 
 SHOWN = 5  # files that are left out
@@ -19,7 +21,8 @@ def run(options: argparse.Namespace) -> None:
     free([path, sidecar(path)], options.overwrite)  # before a long walk
     found = scan(options.folder, options.layout, options.pattern)
     write(found, path, options.overwrite)
-    print("\n".join([*lines(found), f"manifest: {path} ({len(found.table.rows)} rows), columns described in {sidecar(path)}"]))
+    written = f"manifest: {path} ({len(found.table.rows)} rows), columns described in {sidecar(path)}"
+    print("\n".join([*lines(found), written, *training_line(Manifest.parse(path), found.table.columns)]))
 
 
 def lines(found: Scan) -> list[str]:
@@ -45,7 +48,7 @@ def lines(found: Scan) -> list[str]:
 def _left_out(found: Scan) -> list[str]:
     files = list(found.left_out.items())
     if not files:
-        return ["left out: no image file"]
+        return ["left out: nothing"]
     kinds = Counter(PurePosixPath(file).suffix for file, _ in files)
     head = f"left out: {len(files)} files ({', '.join(f'{count} {kind}' for kind, count in kinds.most_common(4))})"
     more = [f"  and {len(files) - SHOWN} more"] if len(files) > SHOWN else []

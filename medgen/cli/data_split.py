@@ -12,6 +12,7 @@ from medgen.data.check.finding import Data
 from medgen.data.check.rules_table import classes_of
 from medgen.data.columns import FILES, Column, columns_of, describe, sidecar
 from medgen.data.manifest import Manifest
+from medgen.data.scan.words import training_line
 from medgen.data.scan.writing import as_cell, free, save, save_rows
 from medgen.data.splitting import Plan, folds, split
 
@@ -39,6 +40,7 @@ def run(options: argparse.Namespace) -> None:
         _write(manifest, columns, output, placed, {})
         print("\n".join(table(manifest, columns, placed)))
     print(f"manifest: {output}" + (f", and a manifest per fold: {written[1]} to {written[-1].name}" if options.folds else ""))
+    print("\n".join(training_line(Manifest.parse(written[-1]), columns)))
 
 
 def table(manifest: Manifest, columns: Mapping[str, Column], placed: Mapping[str, str]) -> list[str]:

@@ -56,6 +56,7 @@ def parser() -> argparse.ArgumentParser:
     _benchmark(commands.add_parser("benchmark", help="the same cases through several models, side by side"))
     _data(commands.add_parser("data", help="list, check, split and fetch images before training"))
     _import(commands.add_parser("import", help="bring a model of diffusers or MONAI into a checkpoint"))
+    _export(commands.add_parser("export", help="copy a model out of its run folder, if it does not give its training data away"))
     _zoo(commands.add_parser("zoo", help="list, show or add pretrained models"))
     _demo(commands.add_parser("demo", help="train a small diffusion model on drawn brains and report"))
     _doctor(commands.add_parser("doctor", help="check this machine, and predict the memory of an experiment"))
@@ -255,6 +256,21 @@ def _import(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=_positive, default=50, help="sampler steps (default 50)")
     parser.add_argument("--about", nargs="+", default=[], metavar="KEY=VALUE", help="training data: name=... licence=...")
     parser.set_defaults(run=_lazy("importing"))
+
+
+def _export(parser: argparse.ArgumentParser) -> None:
+    _basic(parser)
+    parser.add_argument("-o", "--output", required=True, metavar="DIR", help="new or empty folder to write: weights, contract, card")
+    parser.add_argument("--report", metavar="REPORT", help="folder or JSON of `medgen evaluate` of the same weights: its privacy result")
+    parser.add_argument("--data", metavar="CSV", help="test privacy now, on the model's training manifest")
+    parser.add_argument("--split", default="test", help="with --data: images that training did not see (default test)")
+    parser.add_argument("-n", type=_positive, default=64, help="with --data: samples to draw (default 64)")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="with --data: a condition, such as label=1")
+    parser.add_argument("--card", metavar="FILE", help="Markdown file with the model's card (default: filled from the report)")
+    parser.add_argument(
+        "--force", metavar="REASON", help="export what failed or was not tested; the reason is written into card and contract"
+    )
+    parser.set_defaults(run=_lazy("export"), sampler=None, steps=None, guidance=None)
 
 
 def _zoo(parser: argparse.ArgumentParser) -> None:

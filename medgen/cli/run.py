@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,8 +23,10 @@ from medgen.cli.launch import INTERRUPTED, check_processes, check_same_batch, im
 from medgen.core.contract import Contract
 from medgen.core.errors import MedgenError, nearest
 from medgen.core.model import Example
+from medgen.core.neighbours import neighbours
 from medgen.core.random import Rng
 from medgen.core.task import Task
+from medgen.data.files import FileData
 from medgen.training import ranks
 from medgen.training.callbacks import GracefulStop, Log, ProgressBar, SampleGrid
 from medgen.training.ema import EMA
@@ -142,7 +144,10 @@ def _assembled(config: Config, folder: Path, state: Mapping[str, Any] | None) ->
     optimizer, ema = build(settings["optimizer"], trusted=True), build(settings["ema"], trusted=True)
     fit = Fit(model, task, optimizer, settings["steps"], settings["accumulate"], settings["clip"], config["seed"])
     recipe = {"model": config["model"], "task": config["task"]}
+    _check_channels(task, data)
     data.ready()
+    if ranks.rank() == 0:
+        print(data.said(), flush=True)
     origin = begin(model, config, contract_of(task, data.facts()), fresh=state is None)
     config, contract = origin.config, origin.contract
 
@@ -168,13 +173,22 @@ def _examples(data: Any, task: Task, seed: int) -> Iterator[Example]:
         yield task.example(batch, Rng(seed, 0, batch["index"].tolist()))
 
 
+def _check_channels(task: Task, data: Any) -> None:
+    """Before anything is prepared, where the source can tell its channels without."""
+    if isinstance(data.source, FileData):
+        _check_offered(task, neighbours(data.source.maps, data.source.options.cut.neighbours))
+
+
+def _check_offered(task: Task, offered: Iterable[str]) -> None:
+    missing = [c for c in (*task.target, *task.source) if c not in offered]
+    if missing:
+        said = f"the task needs channel '{missing[0]}', the data offer {', '.join(offered)}"
+        raise MedgenError(f"{said}; set data.source.channels or the task's")
+
+
 def contract_of(task: Task, facts: Config) -> Contract:
     """The contract of a new model: what the task asks for and what the data are."""
-    missing = [c for c in (*task.target, *task.source) if c not in facts["intensity"]]
-    if missing:
-        raise MedgenError(
-            f"the task needs channel '{missing[0]}', the data offer {', '.join(facts['intensity'])}; set data.source.channels or the task's"
-        )
+    _check_offered(task, facts["intensity"])
     for kind in ("attributes", "labels"):
         for name, classes in getattr(task, kind).items():
             offered = facts.get(kind, {})
@@ -254,12 +268,14 @@ def check_settings(settings: Config) -> None:
 
 def _finish(fit: Fit, folder: Path) -> int:
     if ranks.rank():
-        return INTERRUPTED if fit.step < fit.steps else 0
+        return INTERRUPTED if fit.step < fit.steps or fit.cut_short else 0
     if fit.step < fit.steps:
         print(f"stopped at step {fit.step} of {fit.steps}; saved. Continue with: python train.py resume={folder}")
         return INTERRUPTED
+    if fit.cut_short:
+        print("stopped in the validation after the last step: all weights are saved, its scores and samples are missing", flush=True)
     print(f"run: {folder}", flush=True)
-    return 0
+    return INTERRUPTED if fit.cut_short else 0
 
 
 def _quiet() -> None:

@@ -21,6 +21,8 @@ from medgen.core.volume import Volume, placed, writable
 _LPS = np.diag([-1.0, -1.0, 1.0])
 _PATIENT = ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "PatientAge", "PatientSize", "PatientWeight")
 _STUDY = ("StudyInstanceUID", "StudyDate", "StudyTime", "StudyID", "AccessionNumber", "ReferringPhysicianName", "StudyDescription")
+_NOTHING_KEPT = "Nothing of a patient or study was copied; pixels are synthetic"
+_FRAME_KEPT = "Nothing copied but the frame of reference; pixels are synthetic"  # DICOM's LO holds 64 characters
 _NEEDED = ("Rows", "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "PatientPosition", "BodyPartExamined")
 _GEOMETRY = ("ImagePositionPatient", "ImageOrientationPatient")
 _ALIGNED = 1e-4
@@ -272,7 +274,7 @@ def _identity(data: Any, original: Any, keep_patient: bool, pydicom: Any) -> Non
         data.StudyInstanceUID = study
         data.PatientName, data.PatientID = "SYNTHETIC", f"SYNTHETIC-{study[-12:]}"
         data.PatientIdentityRemoved = "YES"
-        data.DeidentificationMethod = "Nothing of a patient or study was copied; pixels are synthetic"
+        data.DeidentificationMethod = _NOTHING_KEPT
     if original is not None and original.get("BodyPartExamined"):
         data.BodyPartExamined = original.BodyPartExamined
     for name in ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", *_STUDY[1:6]):
@@ -291,6 +293,8 @@ def _keep_frame(data: Any, original: Any, volume: Volume) -> None:
     index = np.linalg.solve(volume.affine, [*(_LPS @ np.asarray(position, np.float64)), 1.0])[:3]
     if parallel and (index > -1)[plane].all() and (index < volume.shape)[plane].all():
         data.FrameOfReferenceUID = original.FrameOfReferenceUID
+        if "DeidentificationMethod" in data:
+            data.DeidentificationMethod = _FRAME_KEPT
         data.PatientPosition = original.get("PatientPosition")
 
 

@@ -8,6 +8,7 @@ A voxel is a box: a position up to half a voxel beyond the outermost centre stil
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ from medgen.core.errors import MedgenError
 from medgen.core.volume import Volume
 
 _ALIGNED = 1e-3  # voxels; float32 headers place the far corner of a large grid no better than this
+LARGEST = 1 << 31  # voxels: no scan has more
 _SLAB = 1 << 21  # target voxels handled at once by the oblique path: 25 MB of coordinates
 
 
@@ -42,6 +44,7 @@ def resampled(volume: Volume, spacing: Sequence[float | None], labels: bool = Fa
     steps = [1.0 if new is None else new / old for new, old in zip(spacing, volume.spacing, strict=True)]
     steps = [1.0 if abs(step - 1) < 1e-6 else step for step in steps]
     shape = [n if step == 1 else max(1, round(n / step)) for n, step in zip(volume.shape, steps, strict=True)]
+    _check_grid(volume, spacing, shape)
     starts = [(n - 1) / 2 - step * (m - 1) / 2 for n, m, step in zip(volume.shape, shape, steps, strict=True)]
     array = volume.array
     for axis, (step, start, size) in enumerate(zip(steps, starts, shape, strict=True), 1):
@@ -50,6 +53,15 @@ def resampled(volume: Volume, spacing: Sequence[float | None], labels: bool = Fa
     to_old = np.diag([*steps, 1.0])
     to_old[:3, 3] = starts
     return volume.with_array(array, affine=affine @ to_old)
+
+
+def _check_grid(volume: Volume, spacing: Sequence[float | None], shape: Sequence[int]) -> None:
+    """Refuse voxels that belong to another unit: a grid of billions of them, or of a single one where there were many."""
+    single = max(volume.shape) > 1 and max(shape) == 1
+    if math.prod(shape) > max(LARGEST, 8 * math.prod(volume.shape)) or single:
+        new = " x ".join(f"{old if s is None else s:g}" for s, old in zip(spacing, volume.spacing, strict=True))
+        old, grid = (" x ".join(f"{n:.4g}" for n in values) for values in (volume.spacing, shape))
+        raise MedgenError(f"voxels of {old} mm would become {grid} voxels of {new} mm; a spacing is in mm, near the image's own")
 
 
 def resized(array: np.ndarray, size: Sequence[int], labels: bool = False) -> np.ndarray:

@@ -11,6 +11,7 @@ from medgen.core.errors import MedgenError, nearest
 from medgen.data.paths import leaves
 from medgen.data.readers import parted
 
+_SPLITS = ("train", "validation", "test")
 _ALIASES = {"training": "train", "val": "validation", "valid": "validation", "testing": "test"}
 
 
@@ -160,4 +161,5 @@ def _row(path: Path, columns: tuple[str, ...], line: int, cells: list[str]) -> d
         raise MedgenError(f"{path}: line {line} has {len(cells)} cells, the header {len(columns)}")
     row = {column: cell.strip() for column, cell in zip(columns, cells, strict=True)}
     split = row.get("split", "train")
-    return {**row, "split": _ALIASES.get(split, split)}
+    known = split.strip().lower()
+    return {**row, "split": known if known in _SPLITS else _ALIASES.get(known, split)}

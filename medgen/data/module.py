@@ -107,6 +107,14 @@ class DataModule(lightning.LightningDataModule):
         with suppress(EmptySplit):
             self.source.split("validation")
 
+    def said(self) -> str:
+        """How many cases training and validation will see."""
+        counts = {}
+        for split in ("train", "validation"):
+            with suppress(EmptySplit):
+                counts[split] = len(self.source.split(split))
+        return "cases: " + ", ".join(f"{count} {split}" for split, count in counts.items())
+
     def train_dataloader(self) -> DataLoader:
         cases = self.source.split("train")
         rank, world = self._place()

@@ -153,6 +153,16 @@ class ProgressBar(L.pytorch.callbacks.ProgressBar):
             left = (pl_module.steps - pl_module.step) / max(rate, 1e-9)
             self._console.print(f"step {pl_module.step}/{pl_module.steps}  {text}  {left:.0f} s left", highlight=False, soft_wrap=True)
 
+    def on_validation_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Samplers ask a network many times: a validation may take minutes, and says that it is one."""
+        total = trainer.num_val_batches[0]
+        text = f"validation at step {pl_module.step}: batch {batch_idx + 1} of {total}"
+        if self._live:
+            self._bar.update(self._task, description=text)
+        elif batch_idx == 0 or time.monotonic() - self._said >= self.every:
+            self._said = time.monotonic()
+            self._console.print(text, highlight=False, soft_wrap=True)
+
     def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         self._close()
 

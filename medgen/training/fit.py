@@ -47,6 +47,7 @@ class Fit(L.LightningModule):
         self.terms: dict[str, Tensor] = {}
         self._stepped: set[int] = set()
         self.validation = Validation()
+        self.cut_short = False  # whether the last validation was interrupted
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         self.optimizer_names = list(dict.fromkeys(p.optimizer or p.name for p in self.model.phases))
@@ -89,7 +90,7 @@ class Fit(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         if self.trainer.should_stop:  # an interrupted validation saw a part of the cases: it must not choose the best checkpoint
-            self.validation = Validation()
+            self.validation, self.cut_short = Validation(), True
         else:
             self.validation.score(self.task.metric)
 

@@ -13,6 +13,7 @@ from medgen.data.check.coarse import Coarse
 
 _LEAST_OVERLAP = 0.5  # of the grid that two shifted images must share
 _BRIGHT = 0.1  # of the range above air that counts as something
+_DARK = 0.25  # of the range: the middle value of a colour picture on black, such as fluorescence, lies below
 _AIR = 0.02
 
 
@@ -65,7 +66,8 @@ def compared(first: str, a: Coarse, second: str, b: Coarse) -> Pair | None:
 
 
 def share_in_air(labels: Volume, image: Volume) -> float | None:
-    """The share of labelled voxels in which the image shows its lowest 2 %; None on unequal grids, or without labels."""
+    """The share of labelled voxels in which the image shows its lowest 2 %, or its highest where it is a colour picture on a bright
+    ground (stained tissue); None on unequal grids, or without labels."""
     if labels.shape != image.shape or labels.array.dtype.kind == "c" or image.array.dtype.kind == "c":
         return None
     marked = labels.array[0] > 0
@@ -73,7 +75,11 @@ def share_in_air(labels: Volume, image: Volume) -> float | None:
         return None
     grey = image.array.mean(0, dtype=np.float32)
     low, high = np.nanquantile(grey.reshape(-1)[:: max(1, grey.size // (1 << 18))], (0.01, 0.99))
-    return float((grey[marked] <= low + _AIR * (high - low)).mean()) if high > low else None
+    if high <= low:
+        return None
+    if len(image.array) == 3 and np.median(grey) > low + _DARK * (high - low):
+        return float((grey[marked] >= high - _AIR * (high - low)).mean())
+    return float((grey[marked] <= low + _AIR * (high - low)).mean())
 
 
 def _brought(a: Coarse, b: Coarse) -> tuple[np.ndarray, np.ndarray]:

@@ -13,6 +13,7 @@ from medgen.data.check.finding import ERROR, NOTE, WARNING, Data, Finding, count
 _NUMBER = re.compile(r"\d+(\.\d+)?")
 _SCALE = 10.0  # times that an image's 99th percentile may differ from the column's median
 _SPACING = 1.1  # times that voxel sizes may differ
+_UNIT = 300  # times: no two scans differ so much in voxel size, but millimetres and metres do
 _P99 = 198  # place among the quantiles
 
 
@@ -159,9 +160,10 @@ def _geometry(data: Data, name: str, images: list[tuple[int, Image]]) -> Iterato
         ranges = ", ".join(f"{axis} {spread(np.round(spacings[:, k], 3))}" for k, axis in enumerate(("right", "front", "up")))
         near = ", ".join(f"{value:.3g}" for value in middle)
         found = f"{name}: voxel sizes differ (mm along {ranges})"
-        yield Finding(
-            WARNING, "mixed-spacing", found, f"resample in training, such as data.source.spacing=[{near}]", **data.told(rows, name)
-        )
+        remedy = f"resample in training, such as data.source.spacing=[{near}]"
+        if (spacings.max(0) > _UNIT * spacings.min(0)).any():
+            remedy = f"a header that counts in metres or micrometres and does not say so? repair it; else {remedy}"
+        yield Finding(WARNING, "mixed-spacing", found, remedy, **data.told(rows, name))
     orientations = [image.orientation for _, image in images]
     if len(set(orientations)) > 1:
         found = f"{name}: orientations {tally([str(o) for o in orientations])}"

@@ -35,7 +35,7 @@ _SHARE = 8  # unpacked arrays are kept up to this part of what one image may tak
 def header(path: Path, part: str | None) -> Header:
     array, axis = _chosen(path, part)
     if array.dtype.kind == "c":
-        return Header(_kspace(path, array).image_shape(array.shape), 1, np.dtype(np.float32))
+        return Header(_kspace(path, array).image_shape(array.shape), 1, np.dtype(np.float32), meta=_shown())
     shape = array.shape if axis is None else tuple(n for i, n in enumerate(array.shape) if i != axis)
     return Header(shape, 1 if axis is None else array.shape[axis], array.dtype.newbyteorder("="))
 
@@ -44,7 +44,7 @@ def read(path: Path, part: str | None) -> Volume:
     array, axis = _chosen(path, part)
     if array.dtype.kind == "c":
         check_size(path, Header(array.shape, 1, array.dtype))
-        return Volume(_kspace(path, array).image_of(array))
+        return Volume(_kspace(path, array).image_of(array), meta=_shown())
     array = array[None] if axis is None else np.moveaxis(array, axis, 0)
     return Volume(np.array(array, array.dtype.newbyteorder("="), order="C"))
 
@@ -176,6 +176,12 @@ def _array(path: Path, file: BinaryIO) -> np.ndarray:
         raise ValueError(f"it holds more than the {len(view)} bytes that it claims")
     array.flags.writeable = False
     return array.transpose() if fortran else array
+
+
+def _shown() -> dict[str, Any]:
+    """What is said of a complex array; a new dictionary each time."""
+    told = "complex numbers, taken as k-space: the image is the root sum of squares of their inverse transform; of complex images save the"
+    return {"image": "rss", "findings": [f"{told} magnitude"]}
 
 
 def _kspace(path: Path, array: np.ndarray) -> ModuleType:

@@ -102,6 +102,10 @@ def chosen(path: Path, part: str | None) -> tuple[Group, bool, list[str]]:
         said = wanted or _part(images, by_series)
         listed = "; ".join(f"'#{said}:{i}' {_shown(group)}" for i, group in enumerate(groups[:8], 1))
         more = f"; and {len(groups) - 8} more" if len(groups) > 8 else ""
+        unplaced = sum(group.stack is None for group in groups)
+        if unplaced == len(groups):
+            said = f"none of its {unplaced} images says where it lies (ImagePositionPatient, ImageOrientationPatient, PixelSpacing)"
+            raise MedgenError(f"{path}: {said}, so they cannot be put in order; read them one at a time as pictures: {listed}{more}")
         raise MedgenError(f"{path}: the series does not fit on one grid; choose a part of it: {listed}{more}")
     return groups[int(place) - 1 if place else 0], even, _notes(folder)
 

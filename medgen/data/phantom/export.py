@@ -11,6 +11,7 @@ import numpy as np
 
 from medgen.core.errors import MedgenError
 from medgen.core.volume import Volume
+from medgen.data.columns import Column, describe, sidecar
 from medgen.data.phantom.anatomy import Brain
 from medgen.data.phantom.drawn import FIRST
 from medgen.data.phantom.grid import Grid
@@ -45,7 +46,8 @@ def write_phantoms(
         yield from ((channel, _volume(data, brain, grid, stack, channel)) for channel in data.channels)
         yield "label", int(brain.has_lesion)
 
-    return write_volumes(Path(folder), splits, (*channels, "label"), volumes)
+    columns = {name: Column("labels") if name in LABELS else Column("image", "CT" if name == "ct" else "MR") for name in channels}
+    return write_volumes(Path(folder), splits, columns | {"label": Column("attribute", classes=("healthy", "lesion"))}, volumes)
 
 
 def checked_splits(splits: Mapping[str, int] | None, subjects: int) -> dict[str, int]:
@@ -59,7 +61,7 @@ def checked_splits(splits: Mapping[str, int] | None, subjects: int) -> dict[str,
 
 
 def write_volumes(
-    folder: Path, splits: Mapping[str, int], columns: Sequence[str], subject: Callable[[int], Iterable[tuple[str, Volume | float]]]
+    folder: Path, splits: Mapping[str, int], columns: Mapping[str, Column], subject: Callable[[int], Iterable[tuple[str, Volume | float]]]
 ) -> Path:
     """Save what `subject(index)` gives by column, volumes as files and the rest as cells of the manifest, and return its path."""
     manifest = folder / "manifest.csv"
@@ -80,6 +82,7 @@ def write_volumes(
         writer = csv.DictWriter(file, ["subject", "split", *columns])
         writer.writeheader()
         writer.writerows(rows)
+    sidecar(manifest).write_text(describe(columns))
     return manifest
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from medgen.core.volume import Volume
+from medgen.data.columns import Column
 from medgen.data.phantom.chest.anatomy import Chest
 from medgen.data.phantom.chest.scanner import Scanner
 from medgen.data.phantom.chest.source import LABELS, ChestData, channel_values
@@ -49,7 +50,9 @@ def write_chests(
             yield channel, Volume(values[None], grid.affine, "label" if label else "HU")
         yield from data.attributes(chest).items()
 
-    return write_volumes(Path(folder), splits, (*channels, "label", "contrast", "dose"), volumes)
+    columns = {name: Column("labels") if name in LABELS else Column("image", "CT") for name in channels}
+    columns |= {"label": Column("attribute", classes=("no nodule", "nodule")), "contrast": Column("attribute", classes=("none", "agent"))}
+    return write_volumes(Path(folder), splits, columns | {"dose": Column("attribute")}, volumes)
 
 
 def _stored(values: np.ndarray, padding: float | None) -> np.ndarray:

@@ -10,12 +10,23 @@ from typing import Any
 import numpy as np
 
 from medgen.core.errors import MedgenError
+from medgen.data.columns import Column, describe, sidecar
 from medgen.data.phantom.drawn import FIRST
 from medgen.data.phantom.histology.source import HistologyData
 from medgen.data.phantom.histology.stain import DOMAINS
 from medgen.data.phantom.histology.tissue import CLASSES
 
-_COLUMNS = ("subject", "split", "image", "tissue", "nuclei", "instances", "class", "label", "domain", "density", "caption")
+_COLUMNS = {
+    "image": Column("image", "picture"),
+    "tissue": Column("labels"),
+    "nuclei": Column("labels"),
+    "instances": Column("labels", about="numbered nuclei"),
+    "class": Column("text"),
+    "label": Column("attribute", classes=CLASSES),
+    "domain": Column("attribute", classes=tuple(DOMAINS)),
+    "density": Column("attribute"),
+    "caption": Column("text"),
+}
 
 
 def write_tiles(
@@ -45,9 +56,10 @@ def write_tiles(
     subjects = [(split, FIRST[split] + i) for split, count in splits.items() for i in range(count)]
     rows = [_write(data, manifest.parent, f"sub-{n:02d}", split, index) for n, (split, index) in enumerate(subjects)]
     with manifest.open("w", newline="") as file:
-        writer = csv.DictWriter(file, _COLUMNS)
+        writer = csv.DictWriter(file, ["subject", "split", *_COLUMNS])
         writer.writeheader()
         writer.writerows(row for subject in rows for row in subject)
+    sidecar(manifest).write_text(describe(_COLUMNS))
     return manifest
 
 
