@@ -43,6 +43,7 @@ PARTS = (
     Part("task", "medgen.evaluation.task:section", "Use for a task"),
     Part("hallucination", "medgen.evaluation.hallucination:section", "Structure made up or missed"),
     Part("calibration", "medgen.evaluation.calibration:section", "Does it know when it is wrong"),
+    Part("anomaly", "medgen.evaluation.anomaly:section", "Anomalies found by the prior"),
     Part("privacy", "medgen.evaluation.privacy:section", "Copies of training data"),
     Part("shift", "medgen.evaluation.shift:section", "Other sites, scanners and people"),
 )

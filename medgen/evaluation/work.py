@@ -188,6 +188,10 @@ class Work:
         drawn = [cases.case(place, np.random.default_rng(0)) for place in places]
         return {name: torch.from_numpy(np.stack([case[name][0] for case in drawn])) for name in self.model.task.labels}
 
+    def conditions(self, row: Mapping[str, str]) -> dict[str, Any]:
+        """What the model is told beside the images of a row: its attributes there, and what is given, which wins."""
+        return self._row_attributes(row) | dict(self.given)
+
     def sample_attributes(self) -> dict[str, Any]:
         """The attributes that samples are drawn for: name -> a value for each."""
         return {name: value for name, value in self._conditions().items() if isinstance(value, list)}
@@ -280,7 +284,7 @@ class Work:
         return self.kept / f"{number:05d}.npz"
 
     def _translate(self, case: Case) -> dict[str, Any]:
-        conditions = self._row_attributes(case.row) | dict(self.given)
+        conditions = self.conditions(case.row)
         source = case.source[0].numpy()
         draws = [torch.from_numpy(np.ascontiguousarray(self.model.predict(source, self.seed + i, conditions))) for i in range(self.draws)]
         return _summed(torch.stack(draws))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -31,7 +31,11 @@ class Sampler(ABC):
     def __call__(self, denoise: Denoise, shape: tuple[int, ...], rng: Rng) -> Tensor:
         """A sample (B, C, *S) of `shape`; `denoise(x, level)` returns E[x | x_t] at that level."""
         levels = self.grid.levels(self.steps)
-        x = rng.normal(shape).mul_(levels[0].sigma)
+        return self.walk(denoise, rng.normal(shape).mul_(levels[0].sigma), levels, rng)
+
+    @torch.no_grad()
+    def walk(self, denoise: Denoise, x: Tensor, levels: Sequence[Level], rng: Rng) -> Tensor:
+        """x at the last of `levels` from x at the first."""
         memory: Any = None
         for now, after in pairwise(levels):
             x, memory = self.step(denoise, x, now, after, memory, rng)
