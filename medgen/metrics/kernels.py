@@ -71,9 +71,9 @@ def discrepancy(a: Tensor, b: Tensor, kernel: Kernel) -> Measured:
     """
     a, b = check_features(a, b)
     count = min(PARTS, len(a), len(b))
-    first, second = a.tensor_split(count), b.tensor_split(count)
-    sums = torch.stack([_within(first, kernel), _within(second, kernel), _across(first, second, kernel)])
-    n, m = (torch.tensor([len(part) for part in parts], dtype=torch.float64) for parts in (first, second))
+    first, second = (_membership(len(x), count) for x in (a, b))
+    sums = torch.stack([_sums(a, a, first, first, kernel), _sums(b, b, second, second, kernel), _sums(a, b, first, second, kernel)])
+    n, m = first.sum(0), second.sum(0)
     pairs = torch.stack([torch.outer(n, n) - torch.diag(n), torch.outer(m, m) - torch.diag(m), torch.outer(n, m)])
     value = _combined(sums.sum((1, 2)), pairs.sum((1, 2)))
     if min(len(a), len(b)) < 3:
@@ -117,26 +117,25 @@ def check_features(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return a.double(), b.double()
 
 
-def _within(parts: tuple[Tensor, ...], kernel: Kernel) -> Tensor:
-    """Sums of kernel values of parts with each other, (P, P); of a part with itself without the diagonal."""
-    sums = torch.zeros(len(parts), len(parts), dtype=torch.float64)
-    for i, x in enumerate(parts):
-        blocks = x.split(ROWS)
-        for p, rows in enumerate(blocks):
-            values = kernel(rows, rows)
-            sums[i, i] += values.sum() - values.diagonal().sum()
-            sums[i, i] += 2 * sum(float(kernel(rows, other).sum()) for other in blocks[p + 1 :])
-        for j in range(i + 1, len(parts)):
-            sums[i, j] = sums[j, i] = _sum(x, parts[j], kernel)
-    return sums
+def _membership(rows: int, parts: int) -> Tensor:
+    """(rows, parts): 1 where a row belongs to a part."""
+    return torch.nn.functional.one_hot(torch.arange(rows) * parts // rows, parts).double()
 
 
-def _across(first: tuple[Tensor, ...], second: tuple[Tensor, ...], kernel: Kernel) -> Tensor:
-    return torch.tensor([[_sum(x, y, kernel) for y in second] for x in first], dtype=torch.float64)
-
-
-def _sum(x: Tensor, y: Tensor, kernel: Kernel) -> float:
-    return sum(float(kernel(rows, other).sum()) for rows in x.split(ROWS) for other in y.split(ROWS))
+def _sums(x: Tensor, y: Tensor, first: Tensor, second: Tensor, kernel: Kernel) -> Tensor:
+    """Sums (P, P) of kernel values between the parts of x and of y; of a set with itself each row with itself left out."""
+    same, total = x is y, torch.zeros(first.shape[1], second.shape[1], dtype=torch.float64)
+    rows, columns = (list(zip(data.split(ROWS), parts.split(ROWS), strict=True)) for data, parts in ((x, first), (y, second)))
+    for i, (a, p) in enumerate(rows):
+        for j, (b, q) in enumerate(columns):
+            if same and j < i:
+                continue
+            values = kernel(a, b)
+            if same and i == j:
+                values.fill_diagonal_(0)
+            block = p.T @ (values @ q)
+            total += block + block.T if same and j > i else block
+    return total
 
 
 def _without(sums: Tensor) -> Tensor:
