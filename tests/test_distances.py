@@ -70,7 +70,7 @@ def test_mmd_is_the_sum_over_pairs():
 
     def mean(x, y, same):
         pairs = [(i, j) for i in range(len(x)) for j in range(len(y)) if not (same and i == j)]
-        return sum(math.exp(-math.dist(x[i].tolist(), y[j].tolist()) ** 2 / (2 * sigma**2)) for i, j in pairs) / len(pairs)
+        return sum(math.exp(-(math.dist(x[i].tolist(), y[j].tolist()) ** 2) / (2 * sigma**2)) for i, j in pairs) / len(pairs)
 
     expected = mean(a, a, True) + mean(b, b, True) - 2 * mean(a, b, False)
     assert kernels.mmd(a, b, sigma).value == pytest.approx(expected, rel=1e-9)
@@ -123,7 +123,7 @@ def test_manifolds_with_known_answers():
 
 
 def test_a_line_has_exact_density():
-    """Reals 0 to 9, made: each real again. Balls (dense = 2): radius 1, at the ends 2. Point 0 lies in 2 balls, point 1 in 3, point 2 in 4."""
+    """Reals 0 to 9, made: the same. Balls (dense = 2): radius 1, at the ends 2. Points 0, 1, 2 lie in 2, 3, 4 balls."""
     reals = torch.arange(10.0)[:, None]
     found = manifold(reals, reals, k=2, dense=2)
     assert radii(reals.double(), (2,)).sqrt().flatten().tolist() == [2, 1, 1, 1, 1, 1, 1, 1, 1, 2]
@@ -225,7 +225,9 @@ def test_unlike_units_do_not_matter_where_features_are_standardised():
     one = sets.Sets(one.made + 3, one.reference + 3, one.held + 3, one.units)
     scaled = sets.Sets(one.made * factors, one.reference * factors, one.held * factors, one.units, standard=True)
     plain = sets.Sets(one.made, one.reference, one.held, one.units, standard=True)
-    assert sets.measured(scaled, sets.KID, draws=2).score.value == pytest.approx(sets.measured(plain, sets.KID, draws=2).score.value, rel=1e-3)
+    assert sets.measured(scaled, sets.KID, draws=2).score.value == pytest.approx(
+        sets.measured(plain, sets.KID, draws=2).score.value, rel=1e-3
+    )
 
 
 def test_constant_and_broken_features():

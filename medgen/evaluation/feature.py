@@ -135,9 +135,11 @@ def _distances(found: Sequence[Found], left: Mapping[str, str]) -> Table:
         dimension = one.sets.made.shape[1]
         if "Frechet" not in one.results:
             size = min(one.sets.size, len(one.sets.held))
-            notes.append(f"{one.space.name}: no Frechet distance, {dimension} dimensions need {2 * dimension} images and there are {size}; see KID.")
+            notes.append(
+                f"{one.space.name}: no Frechet distance, {dimension} dimensions need {2 * dimension} images and there are {size}; see KID."
+            )
     notes += [f"{name}: left out, {reason}." for name, reason in left.items()]
-    note = f"n = {found[0].sets.size} images in a comparison. Score: 1 is as near as real images are. KID, MMD and CMMD are unbiased and may be "
+    note = f"n = {found[0].sets.size} images in a comparison. Score: 1 is as near as real images are. KID, MMD and CMMD may be "
     note += f"negative. A score below {GOOD:g} is good, from {WATCH:g} on bad. " + " ".join(notes)
     return Table("Distance to real images", ["space: distance", "made images", "as many real images (floor)", "score"], rows, note.strip())
 
@@ -154,7 +156,7 @@ def _overlaps(found: Sequence[Found]) -> Table:
 
 def _diversity(alike: Mapping[str, Estimate]) -> Table:
     rows = [["two made images", alike["made"], alike["made"].n], ["two real images", alike["real"], alike["real"].n]]
-    note = "Of different subjects. Made images that are more alike than real ones lack diversity; less alike, they have structure or noise of their own."
+    note = "Of different subjects. More alike than real ones: too little diversity. Less alike: structure or noise of their own."
     return Table("Diversity: mean MS-SSIM of random pairs", ["pairs", "MS-SSIM", "n"], rows, note)
 
 
@@ -163,7 +165,9 @@ def _numbers(images: ImageSets, found: Sequence[Found], left: Mapping[str, str],
     counts = {name: {"images": len(part), "subjects": part.subjects} for name, part in parts.items()}
     return {
         "n": counts | {"in_a_comparison": found[0].sets.size},
-        "spaces": {one.space.name: {"dimension": one.sets.made.shape[1], **{k: _plain(r) for k, r in one.results.items()}} for one in found},
+        "spaces": {
+            one.space.name: {"dimension": one.sets.made.shape[1], **{k: _plain(r) for k, r in one.results.items()}} for one in found
+        },
         "left_out": dict(left),
         "ms_ssim_of_pairs": dict(alike),
         "levels": {"good_below": GOOD, "bad_from": WATCH},
@@ -205,14 +209,19 @@ def _protocol(images: ImageSets, found: Sequence[Found], draws: int) -> dict[str
     used = dict.fromkeys(name for one in found for name in one.results)
     return {
         "sets": f"{images.told}; at most {MOST} images of each, at least {FEWEST} subjects",
-        "n": ", ".join(f"{name}: {_count(part)}" for name, part in (("made", images.made), ("reference", images.reference), ("held-out", images.held))),
-        "spaces": ", ".join(f"{one.space.name} ({one.sets.made.shape[1]} features{', standardised by the reals' if one.space.standard else ''})" for one in found),
+        "n": ", ".join(
+            f"{name}: {_count(part)}" for name, part in (("made", images.made), ("reference", images.reference), ("held-out", images.held))
+        ),
+        "spaces": ", ".join(
+            f"{one.space.name} ({one.sets.made.shape[1]} features{', standardised by the reals' if one.space.standard else ''})"
+            for one in found
+        ),
         **{name: measures[name].meaning for name in used if name in measures},
         "overlap": f"{OVERLAP.meaning} (Kynkaanniemi et al. 2019, Naeem et al. 2020)",
         "floor": "the same distance for real images, as many as were made: what a perfect model would score at this number",
         "score": "distance over floor. It grows with n for the same model, since the floor falls: compare at equal n",
         "intervals": f"95 %, from {draws} halves of all sets drawn by subject (delete-d jackknife); for pairs of images, over pairs",
-        "level": f"of the farthest space by Frechet distance, or KID where n is below 2 x dimensions: good below {GOOD:g}, bad from {WATCH:g}",
+        "level": f"of the farthest space (by Frechet distance, else by KID): good below {GOOD:g}, bad from {WATCH:g}",
     }
 
 

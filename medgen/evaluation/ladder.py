@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from medgen.core.errors import MedgenError
 from medgen.core.random import generator
-from medgen.metrics.sets import CMMD, FRECHET, KID, MMD, Measure, frechet_fits, standardised
+from medgen.metrics.sets import CMMD, FRECHET, KID, MMD, frechet_fits, standardised
 from medgen.metrics.space import Space
 
 FLOORS = 20  # draws of clean sets
@@ -162,7 +162,9 @@ def _stage(
     return space.features(ladder.apply(images[picked], strength, seed))
 
 
-def _rungs(space: Space, ladder: Ladder, features: Tensor, reference: Tensor, picks: Sequence[Tensor], stages: Sequence[Tensor]) -> list[Rung]:
+def _rungs(
+    space: Space, ladder: Ladder, features: Tensor, reference: Tensor, picks: Sequence[Tensor], stages: Sequence[Tensor]
+) -> list[Rung]:
     """By each distance that the numbers allow."""
     together = torch.cat([features, *stages])
     if space.standard:

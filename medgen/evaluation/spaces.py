@@ -16,7 +16,12 @@ def spaces(dims: int) -> list[Space]:
     """The built-in encoder where its weights are there (of volumes also the one for planes, in 2.5D), radiomics, and the fixed feature."""
     encoder, planes = built_in(dims), built_in(2) if dims == 3 else None
     learned = [encoder, planes and sliced(planes)]
-    return [*(space for space in learned if space is not None), radiomics(), fixed(), *([sliced(fixed())] if dims == 3 and not planes else [])]
+    return [
+        *(space for space in learned if space is not None),
+        radiomics(),
+        fixed(),
+        *([sliced(fixed())] if dims == 3 and not planes else []),
+    ]
 
 
 def built_in(dims: int) -> Space | None:

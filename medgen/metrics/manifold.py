@@ -38,7 +38,9 @@ def manifold(made: Tensor, reals: Tensor, k: int = NEIGHBOUR, dense: int = DENSE
     """
     made, reals = check_features(made, reals)
     if min(len(made), len(reals)) <= max(k, dense):
-        raise MedgenError(f"the {max(k, dense)}th neighbour needs {max(k, dense) + 1} images in either set, got {len(made)} and {len(reals)}")
+        raise MedgenError(
+            f"the {max(k, dense)}th neighbour needs {max(k, dense) + 1} images in either set, got {len(made)} and {len(reals)}"
+        )
     scale = TIE * float((torch.cat([made, reals]) - reals.mean(0)).square().sum(1).max())
     own, others = radii(reals, (k, dense)) + scale, radii(made, (k,)) + scale
     inside, held = torch.zeros(len(made), 2, dtype=torch.float64), torch.zeros(len(reals), 2, dtype=torch.bool)

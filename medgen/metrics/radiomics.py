@@ -1,4 +1,4 @@
-"""Radiomics as a feature space that needs no weights: first order, co-occurrence and wavelet features; the idea of FRD, Konz et al. 2024."""
+"""Radiomics, a feature space without weights: first order, co-occurrence, wavelets; the idea of FRD (Konz et al. 2024)."""
 
 from __future__ import annotations
 

@@ -187,8 +187,9 @@ def _pair(ready: Tensor, measure: Measure, rows: Sequence[Tensor], rng: np.rando
 
 
 def _relative(halves: Tensor, whole: Tensor) -> Tensor:
-    """Deviations of halves as a share of the distance: of the geometric mean of the whole's and the halves', which are larger by the bias of
-    small samples. Shares of the halves' own make intervals of the score too short (87 to 95 % in simulations), of the whole's too long (99 %).
+    """Deviations of halves as a share of the distance: of the geometric mean of the whole's and the halves' own, which is larger (bias).
+
+    By the halves' alone intervals of the score are too short (they held it in 87 to 95 % of simulations), by the whole's too long (99 %).
     """
     return (halves - halves.mean()) / (halves.mean() * whole).sqrt()
 
@@ -201,7 +202,9 @@ def _bounds(measure: Measure, value: Tensor, values: Tensor) -> dict[str, Bounds
     return found
 
 
-def _gram(kernel: Callable[[Tensor], kernels.Kernel], change: Callable[[Tensor], Tensor] = lambda x: x) -> Callable[[Tensor, Tensor], Tensor]:
+def _gram(
+    kernel: Callable[[Tensor], kernels.Kernel], change: Callable[[Tensor], Tensor] = lambda x: x
+) -> Callable[[Tensor, Tensor], Tensor]:
     def prepare(features: Tensor, reals: Tensor) -> Tensor:
         return kernel(change(reals))(change(features), change(features))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -58,7 +59,7 @@ def brought(
     """A space by a network of the user's: InceptionV3, RadImageNet, CLIP, DINO and the like, exported to TorchScript, or a callable.
 
     Args:
-        network: a TorchScript file (`torch.jit.script(model).save(path)`), or (B, C, *S) -> (B, F) or (B, F, *S'), which is averaged over S'.
+        network: a TorchScript file (`torch.jit.script(model).save(path)`), or (B, C, *S) -> (B, F) or (B, F, *S'), averaged over S'.
         name: as reports print it; of a file its name and a digest of its bytes by default.
         size: to which images are brought by linear interpolation; None keeps them.
         channels: that the network takes: one channel is repeated; None passes what there is.
@@ -66,8 +67,8 @@ def brought(
             (0.229, 0.224, 0.225). With 0.5 and 0.5 it gets [-1, 1].
 
     Raises:
-        MedgenError: a file that is no TorchScript archive (a pickle could run any code, and is not opened); a callable without a name; on use,
-            channels that do not fit, features that are not (B, F).
+        MedgenError: a file that is no TorchScript archive (a pickle could run any code, it is not opened); a callable without a name; on
+            use, channels that do not fit, features that are not (B, F).
     """
     if isinstance(network, (str, Path)):
         path = Path(network)
@@ -93,11 +94,17 @@ def _script(path: Path) -> Callable[[Tensor], Tensor]:
         raise MedgenError(f"{path}: there is no such file; give a TorchScript file of a network that makes features")
     parts = zipfile.ZipFile(path).namelist() if zipfile.is_zipfile(path) else []
     if not any("/code/" in part for part in parts):
-        raise MedgenError(f"{path} is no TorchScript file, and a pickle is not opened; export the network by torch.jit.script(model).save(path)")
+        raise MedgenError(
+            f"{path} is no TorchScript file, and a pickle is not opened; export the network by torch.jit.script(model).save(path)"
+        )
     try:
-        return torch.jit.load(str(path), map_location="cpu").eval()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # it is the one format of torch that carries code and runs no Python
+            return torch.jit.load(str(path), map_location="cpu").eval()
     except RuntimeError as error:
-        raise MedgenError(f"{path}: torch cannot load it ({str(error).splitlines()[0]}); export the network with this version of torch") from error
+        raise MedgenError(
+            f"{path}: torch cannot load it ({str(error).splitlines()[0]}); export the network with this version of torch"
+        ) from error
 
 
 def _fitted(x: Tensor, size: Sequence[int] | None, channels: int | None, name: str) -> Tensor:
@@ -117,5 +124,7 @@ def _called(call: Callable[[Tensor], Tensor], name: str, x: Tensor) -> Tensor:
     found = call(x)
     if not isinstance(found, Tensor) or found.ndim < 2 or len(found) != len(x):
         given = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-        raise MedgenError(f"'{name}' must make features (B, F) of {tuple(x.shape)}, it made {given}; wrap it so that it returns its last layer")
+        raise MedgenError(
+            f"'{name}' must make features (B, F) of {tuple(x.shape)}, it made {given}; wrap it so that it returns its last layer"
+        )
     return found.double().flatten(2).mean(2) if found.ndim > 2 else found.double()
