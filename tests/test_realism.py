@@ -162,8 +162,8 @@ def test_constant_sets_have_no_score_and_a_space_that_fails_is_named():
 
 def test_volumes_of_other_sizes_are_cropped_or_padded_around_the_middle():
     image = torch.arange(5.0)[None, :, None].expand(1, 5, 2)
-    assert imagesets._sized(image, (3, 4))[0].tolist() == [[-1, row, row, -1] for row in (1.0, 2.0, 3.0)]
-    assert imagesets._sized(image, (6, 2))[0, :, 0].tolist() == [0, 1, 2, 3, 4, -1]
+    assert imagesets.sized(image, (3, 4))[0].tolist() == [[-1, row, row, -1] for row in (1.0, 2.0, 3.0)]
+    assert imagesets.sized(image, (6, 2))[0, :, 0].tolist() == [0, 1, 2, 3, 4, -1]
 
 
 def test_there_are_always_two_spaces_and_the_encoder_comes_first(monkeypatch):

@@ -122,7 +122,7 @@ def _places(work: Work, case: Case) -> list[int | None]:
 def _cut(work: Work, image: Tensor, places: Sequence[int | None]) -> list[Tensor]:
     """Planes, or the whole, of (1, C, *S), each (C, *size) of the model's own size around the middle."""
     parts = [image[0] if place is None else image[0].select(_axis(work) + 1, place) for place in places]
-    return [_sized(part.float(), work.model.contract.size) for part in parts]
+    return [sized(part.float(), work.model.contract.size) for part in parts]
 
 
 def _axis(work: Work) -> int:
@@ -130,7 +130,7 @@ def _axis(work: Work) -> int:
     return 2 if axis is None else axis
 
 
-def _sized(image: Tensor, size: Sequence[int]) -> Tensor:
+def sized(image: Tensor, size: Sequence[int]) -> Tensor:
     """(C, *S) -> (C, *size), cropped or padded with no signal around the middle."""
     for axis, wanted in enumerate(size, 1):
         extra = image.shape[axis] - wanted
