@@ -1,7 +1,7 @@
 """Whether feature spaces see blur, noise, removed anatomy, changed contrast and a dropped mode, on phantoms and on real sets.
 
 Usage: python benchmarks/ladder.py [--data FOLDER] [--only brain ...] [--features NETWORK.pt ...] [--seed 0] [-o docs/results/ladder.md]
-FOLDER holds any of hippocampus/images/*.nii.gz, nuclei_he/images/*.png and pneumoniamnist/pneumoniamnist.npz; without it the phantoms alone.
+FOLDER holds any of hippocampus/images/*.nii.gz, nuclei_he/images/*.png and pneumoniamnist/*.npz; without it the phantoms alone.
 """
 
 from __future__ import annotations
@@ -40,10 +40,11 @@ HEAD = """# The ladder: which feature spaces see what
 
 Written by `python benchmarks/ladder.py{arguments}`. {machine}
 
-A feature space earns its place in `medgen evaluate` by ranking known corruptions. Protocol (`medgen/evaluation/ladder.py`, seed {seed}): half of the
-subjects of a set are the reference. Half of the images of the other half are corrupted, at four strengths; their distance to the reference should
-rise with every step, from that of clean images on (rank correlation 1), and should at the mildest step already lie above all of {floors} clean sets
-of the same size (separated). A dropped mode takes the brighter half of the images away. A ladder is passed if both hold.
+A feature space earns its place in `medgen evaluate` by ranking known corruptions. Protocol (`medgen/evaluation/ladder.py`, seed {seed}):
+half of the subjects of a set are the reference. Half of the images of the other subjects are corrupted, at four strengths. Their distance
+to the reference should rise with every step, from that of the same images uncorrupted on (rank correlation 1), and should at the mildest
+step already lie above all of {floors} clean sets of the same size (separated). A dropped mode takes the brighter half of the images away; at
+step 0 both halves are there alike. A ladder is passed if both hold.
 
 | corruption | strength | steps |
 | --- | --- | --- |
@@ -194,7 +195,9 @@ def said(found: dict[str, dict[str, list[Rung]]]) -> str:
         flat = [f"{r.ladder} ({name}, {r.rank_correlation:.2f})" for name, r in rungs if r.rank_correlation < 1 - 1e-9]
         late = [f"{r.ladder} ({name})" for name, r in rungs if not r.separated]
         passed = sum(r.passed for _, r in rungs)
-        lines.append(f"- {space}: {passed} of {len(rungs)} passed by KID. Not rising: {', '.join(flat) or 'none'}. Mildest step not separated:")
+        lines.append(
+            f"- {space}: {passed} of {len(rungs)} passed by KID. Not rising: {', '.join(flat) or 'none'}. Mildest step not separated:"
+        )
         lines[-1] += f" {', '.join(late) or 'none'}."
     return "\n".join(lines)
 

@@ -43,6 +43,7 @@ class Rung:
 
     Attributes:
         floor: the mean distance of clean sets of the same size; highest: the largest of 20 draws.
+        clean: the distance of the very images that are corrupted, before they are.
         distances: at each step.
     """
 
@@ -52,12 +53,13 @@ class Rung:
     size: int
     floor: float
     highest: float
+    clean: float
     distances: tuple[float, ...]
 
     @property
     def rank_correlation(self) -> float:
-        """Spearman's, of step number and distance, the clean set being step 0: 1 if the distance always rises."""
-        return spearman(range(len(self.distances) + 1), (self.floor, *self.distances))
+        """Spearman's, of step number and distance, the same images uncorrupted being step 0: 1 if the distance always rises."""
+        return spearman(range(len(self.distances) + 1), (self.clean, *self.distances))
 
     @property
     def separated(self) -> bool:
@@ -72,7 +74,7 @@ class Rung:
 def ladders() -> list[Ladder]:
     """What is asked of every space. `modes` drops a kind of image; it picks images instead of changing them, see `climbed`."""
     return [
-        Ladder("blur", "sigma, pixels of 64", (0.5, 1.0, 1.5, 2.0), blurred),
+        Ladder("blur", "sigma, voxels", (0.5, 1.0, 1.5, 2.0), blurred),
         Ladder("noise", "std, range 2", (0.02, 0.05, 0.1, 0.2), noisy),
         Ladder("anatomy removed", "radius / extent", (0.08, 0.12, 0.18, 0.25), removed),
         Ladder("contrast", "gamma", (1.15, 1.3, 1.6, 2.0), gamma),
@@ -83,9 +85,9 @@ def ladders() -> list[Ladder]:
 def climbed(space: Space, images: Tensor, among: Sequence[Ladder] | None = None, seed: int = 0, subjects: Sequence[str] = ()) -> list[Rung]:
     """Every corruption of some of the images (N, C, *S), by the distance of the rest from them.
 
-    Half of the subjects (of the images, without subjects) are the reference. Of the other half, N / 4 images are corrupted; as many clean
-    ones, 20 times drawn, are the floor. For the dropped mode, which goes by mean brightness, images are picked from that half instead:
-    ever fewer of its brighter ones.
+    Half of the subjects (of the images, without subjects) are the reference. Of the other half, half of the images are corrupted; as many
+    clean ones, 20 times drawn, are the floor. The distance should rise from that of the same images uncorrupted. For the dropped mode,
+    which goes by mean brightness, images are picked from that half instead: ever fewer of its brighter ones.
 
     Raises:
         MedgenError: fewer than 32 images.
@@ -98,7 +100,7 @@ def climbed(space: Space, images: Tensor, among: Sequence[Ladder] | None = None,
     picks = [pool[torch.from_numpy(generator(seed, 1, i).permutation(len(pool))[:size].copy())] for i in range(FLOORS)]
     rungs = []
     for ladder in ladders() if among is None else among:
-        stages = [_stage(space, images, features, ladder, strength, pool, picks[0], seed) for strength in ladder.steps]
+        stages = [_stage(space, images, features, ladder, strength, pool, picks[0], seed) for strength in (0.0, *ladder.steps)]
         rungs += _rungs(space, ladder, features, reference, picks, stages)
     return rungs
 
@@ -112,8 +114,8 @@ def spearman(x: Sequence[float], y: Sequence[float]) -> float:
 
 
 def blurred(images: Tensor, sigma: float, seed: int = 0) -> Tensor:
-    """Gaussian blur; sigma is of an image whose shortest axis has 64 pixels."""
-    return _smoothed(images, sigma * min(images.shape[2:]) / 64)
+    """Gaussian blur; sigma in voxels."""
+    return _smoothed(images, sigma)
 
 
 def noisy(images: Tensor, std: float, seed: int = 0) -> Tensor:
@@ -156,10 +158,10 @@ def without_mode(images: Tensor, share: float, size: int, seed: int = 0) -> Tens
 def _stage(
     space: Space, images: Tensor, features: Tensor, ladder: Ladder, strength: float, pool: Tensor, picked: Tensor, seed: int
 ) -> Tensor:
-    """Features of the corrupted set."""
+    """Features of the corrupted set; at strength 0 of the set before."""
     if ladder.name == "mode dropped":
         return features[pool[without_mode(images[pool], strength, len(picked), seed)]]
-    return space.features(ladder.apply(images[picked], strength, seed))
+    return space.features(ladder.apply(images[picked], strength, seed)) if strength else features[picked]
 
 
 def _rungs(
@@ -176,8 +178,8 @@ def _rungs(
         ready = measure.prepare(together, together[:count])
         clean = [float(measure.between(ready, pick, reference)[0]) for pick in picks]
         rows = [torch.arange(size) + count + i * size for i in range(len(stages))]
-        steps = tuple(float(measure.between(ready, row, reference)[0]) for row in rows)
-        found.append(Rung(space.name, measure.names[0], ladder.name, size, sum(clean) / len(clean), max(clean), steps))
+        first, *steps = (float(measure.between(ready, row, reference)[0]) for row in rows)
+        found.append(Rung(space.name, measure.names[0], ladder.name, size, sum(clean) / len(clean), max(clean), first, tuple(steps)))
     return found
 
 
