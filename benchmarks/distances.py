@@ -40,8 +40,8 @@ Written by `python benchmarks/distances.py`. {machine}
 
 ## Speed
 
-Rounds are interleaved; processor time, one thread, medians. Features are normal, those of the second set moved by 0.1. Peak memory over the start
-in a process of its own.
+Rounds are interleaved; processor time, one thread, medians. Features are normal, those of the second set moved by 0.1. Peak memory over
+the start in a process of its own.
 
 | what | measured | target | |
 | --- | --- | --- | --- |
@@ -49,8 +49,8 @@ in a process of its own.
 
 ## How often a 95 % interval holds the truth
 
-`medgen.metrics.sets.measured`, per cent of {trials} simulations (standard error {error:.1f}): made and held-out sets of n normal features, a
-reference of m, the made set moved by a shift in every dimension. The truth of a measure is its mean over sets of this size, of a score
+`medgen.metrics.sets.measured`, per cent of {trials} simulations (standard error {error:.1f}): made and held-out sets of n normal features,
+a reference of m, the made set moved by a shift in every dimension. The truth of a measure is its mean over sets of this size, of a score
 the geometric mean. Kernel distances of equal sets have intervals that are too wide: their spread falls with 1 / n, not with its root.
 
 | n, m, dimensions, shift | {head} |
@@ -75,7 +75,8 @@ def speed(rounds: int) -> list[Row]:
         runs: dict[str, Callable[[], object]] = {"medgen": lambda a=a, b=b: frechet(a, b), "monai": lambda a=a, b=b: get_fid_score(a, b)}
         seconds = interleaved(runs, rounds, warmup=0)
         ratio, values = seconds["monai"] / seconds["medgen"], (frechet(a, b), float(get_fid_score(a, b)))
-        numbers = f"{ratio:.3g} x MONAI ({1000 * seconds['medgen']:.0f} ms against {seconds['monai']:.2f} s); values {values[0]:.4f}, {values[1]:.4f}"
+        numbers = f"{ratio:.3g} x MONAI ({1000 * seconds['medgen']:.0f} ms against {seconds['monai']:.2f} s); "
+        numbers += f"values {values[0]:.4f}, {values[1]:.4f}"
         found.append(Row(f"Frechet distance, {name}", numbers, f"{target:g} x", ratio >= target))
     a, b = pair(*LARGE)
     seconds = interleaved({"Frechet": lambda: frechet(a, b), "KID": lambda: kid(a, b)}, rounds, warmup=0)

@@ -41,10 +41,10 @@ HEAD = """# The ladder: which feature spaces see what
 Written by `python benchmarks/ladder.py{arguments}`. {machine}
 
 A feature space earns its place in `medgen evaluate` by ranking known corruptions. Protocol (`medgen/evaluation/ladder.py`, seed {seed}):
-half of the subjects of a set are the reference. Half of the images of the other subjects are corrupted, at four strengths. Their distance
-to the reference should rise with every step, from that of the same images uncorrupted on (rank correlation 1), and should at the mildest
-step already lie above all of {floors} clean sets of the same size (separated). A dropped mode takes the brighter half of the images away; at
-step 0 both halves are there alike. A ladder is passed if both hold.
+half of the subjects of a set are the reference. Half of the images of the other subjects are corrupted, at four strengths.
+Their distance to the reference should rise with every step, from that of the same images uncorrupted on (rank correlation 1), and at the
+mildest step it should already lie above all of {floors} clean sets of the same size (separated). A dropped mode takes the brighter half of
+the images away; at step 0 both halves are there alike. A ladder is passed if both hold.
 
 | corruption | strength | steps |
 | --- | --- | --- |

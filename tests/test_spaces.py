@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from medgen.core.errors import MedgenError
+from medgen.evaluation.spaces import asked
 from medgen.metrics.feature import describe
 from medgen.metrics.radiomics import radiomics
 from medgen.metrics.space import Space
@@ -75,3 +76,15 @@ def test_a_space_of_planes_sees_volumes_along_three_axes():
         sliced(middle)
     with pytest.raises(MedgenError, match="are of volumes"):
         middle.features(torch.zeros(1, 1, 8, 8))
+
+
+def test_a_network_is_asked_for_in_one_word(tmp_path):
+    path = tmp_path / "means.pt"
+    torch.jit.script(Means()).save(str(path))
+    space = asked(f"{path}:size=12,channels=3,mean=0.1x0.2x0.3,std=0.5", 2)
+    torch.testing.assert_close(space.features(torch.full((1, 1, 24, 20), 0.5))[0], torch.tensor([1.3, 1.1, 0.9, 12.0], dtype=torch.float64))
+    assert asked(str(path), 3).name == f"2.5D {asked(str(path), 2).name}"
+    assert asked(f"{path}:dims=3", 3).name == asked(str(path), 2).name
+    for said, words in ((f"{path}:sizes=3", "not 'sizes'"), (f"{path}:size=big", "takes numbers joined by x")):
+        with pytest.raises(MedgenError, match=words):
+            asked(said, 2)

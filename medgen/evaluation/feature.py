@@ -13,7 +13,7 @@ from medgen.core.errors import MedgenError
 from medgen.evaluation.imagesets import FEWEST, MOST, Images, ImageSets, image_sets
 from medgen.evaluation.scatter import scatter
 from medgen.evaluation.section import Estimate, Figure, Level, Section, Table, skipped
-from medgen.evaluation.spaces import spaces
+from medgen.evaluation.spaces import asked, spaces
 from medgen.evaluation.work import Work
 from medgen.metrics.diversity import similarity
 from medgen.metrics.manifold import realism
@@ -54,7 +54,8 @@ def section(work: Work) -> Section:
         if "too few" not in str(error):
             raise
         return skipped(NAME, TITLE, f"Not measured: {error}")
-    return compared(images, spaces(work.model.contract.spatial_dims), work.seed)
+    dims = work.model.contract.spatial_dims
+    return compared(images, [*spaces(dims), *(asked(said, dims) for said in work.features)], work.seed)
 
 
 def compared(images: ImageSets, among: Sequence[Space], seed: int = 0, draws: int = DRAWS) -> Section:
