@@ -17,6 +17,7 @@ from medgen.evaluation.card import checks
 from medgen.evaluation.document import PLAIN, document, free_paths, write
 from medgen.evaluation.page import page
 from medgen.evaluation.parts import chosen, measured
+from medgen.evaluation.spaces import asked
 from medgen.evaluation.work import Work
 from medgen.training import ranks
 
@@ -53,6 +54,8 @@ def _work(options: argparse.Namespace) -> Work:
     manifest = Manifest.read(options.data)
     if options.domain:
         manifest.require([options.domain])
+    for said in options.features:
+        asked(said, 2)  # refuses a file that cannot be used before anything is made
     return Work(
         pretrained(options),
         manifest,
@@ -65,6 +68,7 @@ def _work(options: argparse.Namespace) -> Work:
         labels=_labels(options.labels),
         domain=options.domain or "",
         quick=options.quick,
+        features=options.features,
         place=ranks.rank(),
         places=ranks.world(),
     )

@@ -136,6 +136,14 @@ def _evaluate(parser: argparse.ArgumentParser) -> None:
     _output(parser)
     _judged(parser)
     parser.add_argument("--labels", action="append", default=[], metavar="NAME=CLASSES", help="a label map of the manifest, for regions")
+    parser.add_argument(
+        "--features",
+        nargs="+",
+        default=[],
+        metavar="FILE[:OPTIONS]",
+        help="more feature spaces: a TorchScript file and what it takes, such as"
+        " inception.pt:size=299,channels=3,mean=0.5,std=0.5 (of images in [0, 1])",
+    )
     parser.add_argument("--domain", metavar="COLUMN", help="compare over the values of a column: site, scanner, field, sex, ...")
     parser.add_argument("--parts", nargs="+", metavar="PART", help="only these: pixel samples feature task hallucination calibration ...")
     parser.add_argument("--quick", action="store_true", help="leave out what trains networks")

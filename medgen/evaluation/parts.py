@@ -99,7 +99,13 @@ def _facts(work: Work) -> str:
     for room in ("evaluation", "metrics"):
         for path in sorted((Path(__file__).parents[1] / room).glob("*.py")):
             code.update(path.read_bytes())
-    facts = {"labels": dict(work.labels), "domain": work.domain, "quick": work.quick, "code": code.hexdigest()}
+    facts = {
+        "labels": dict(work.labels),
+        "domain": work.domain,
+        "quick": work.quick,
+        "features": list(work.features),
+        "code": code.hexdigest(),
+    }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -74,6 +74,7 @@ class Work:
         labels: label maps of the manifest -> classes, for regions; they need not be the model's.
         domain: column of the manifest (site, scanner, field strength, ...) over whose values results are compared; "" is none.
         quick: leave out what trains networks.
+        features: networks of the user's that make feature spaces, as `medgen.evaluation.spaces.asked` reads them.
         place, places: this process among those that share the work.
     """
 
@@ -88,6 +89,7 @@ class Work:
     labels: Mapping[str, int] = field(default_factory=dict)
     domain: str = ""
     quick: bool = False
+    features: Sequence[str] = ()
     place: int = 0
     places: int = 1
 

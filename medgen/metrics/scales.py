@@ -35,7 +35,17 @@ def ms_ssim(x: Tensor, target: Tensor, data_range: float | None = None, mask: Te
         remedy = f"pass scales={most}" if most else "leave MS-SSIM out"
         raise MedgenError(f"MS-SSIM of {scales} scales needs {need} voxels along each axis, got {tuple(target.shape[2:])}; {remedy}")
     masks = [None] * len(x) if mask is None else mask[:, :1]
-    return torch.stack([_image(a, b, peak, m, scales) for a, b, m in zip(x, target, masks, strict=True)])
+    return torch.stack([one_pair(a, b, peak, m, scales) for a, b, m in zip(x, target, masks, strict=True)])
+
+
+def one_pair(x: Tensor, target: Tensor, peak: float, mask: Tensor | None, scales: int) -> Tensor:
+    """The score of one image (C, *S) and its target, neither checked."""
+    whole = interior(target[None])[0]
+    weights = whole if mask is None else torch.cat([whole, mask])
+    means = [_mean(x, target, peak, weights, last=scales == 1), *coarse_means(x, target, peak, weights, scales)]
+    if bool(torch.isnan(means[-1][-1])):
+        raise MedgenError("MS-SSIM: a mask is too small for the coarsest scale; pass fewer scales")
+    return combined(torch.stack(means))[-1]
 
 
 def most_scales(shape: tuple[int, ...]) -> int:
@@ -72,15 +82,6 @@ def halved(x: Tensor) -> Tensor:
     """(C, *S) -> means of neighbouring pairs along each axis; an odd last voxel is left out."""
     pool = functional.avg_pool3d if x.ndim == 4 else functional.avg_pool2d
     return pool(real(x), 2)
-
-
-def _image(x: Tensor, target: Tensor, peak: float, mask: Tensor | None, scales: int) -> Tensor:
-    whole = interior(target[None])[0]
-    weights = whole if mask is None else torch.cat([whole, mask])
-    means = [_mean(x, target, peak, weights, last=scales == 1), *coarse_means(x, target, peak, weights, scales)]
-    if bool(torch.isnan(means[-1][-1])):
-        raise MedgenError("MS-SSIM: a mask is too small for the coarsest scale; pass fewer scales")
-    return combined(torch.stack(means))[-1]
 
 
 def _mean(x: Tensor, target: Tensor, peak: float, weights: Tensor, last: bool) -> Tensor:

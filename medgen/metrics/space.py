@@ -15,8 +15,10 @@ class Space:
     weights do not compare.
     dims: spatial dimensions that it takes, 2 or 3; 0 takes any.
     features: images (B, C, *S) in network units ([-1, 1]) -> (B, F) float64, each image on its own.
+    standard: a comparison is to scale each feature by the reals' mean and spread (features of unlike units).
     """
 
     name: str
     dims: int
     features: Callable[[Tensor], Tensor]
+    standard: bool = False
