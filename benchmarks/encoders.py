@@ -27,8 +27,9 @@ from medgen.models.pretext import Pretext
 from medgen.nn.encoder import Encoder, Rebuilder
 
 CHANNELS = {2: (12, 24, 48, 96), 3: (8, 16, 32, 64)}
-CROPS = {2: (40, 48, 56, 64), 3: (24, 32)}
-BATCH = {2: 64, 3: 24}
+CROPS = {2: (32, 40, 48), 3: (24,)}
+BATCH = {2: 24, 3: 12}
+STEPS = {2: 1200, 3: 600}
 LAYOUT = {2: torch.channels_last, 3: torch.channels_last_3d}
 RATE, WARMUP, SEED = 2e-3, 100, 0
 BLOCK, HIDDEN = 8, 0.5  # edge of what is hidden together, in voxels, and its share
@@ -43,10 +44,10 @@ name `{name}`. In Python: `medgen.evaluation.encoder.built_in({dims})`. Not a ge
 ## Training
 
 - Data, training subjects only: {data}.
-- Command: `python benchmarks/encoders.py {dims} --data DATA -o zoo/encoder_{dims}d`, seed 0, {steps} steps of {batch} crops, {minutes:.0f} minutes on one
-  processor core in bfloat16.
-- Hidden blocks of {block} voxels a side are rebuilt, and two crops of an image, shifted and mirrored, are told from crops of {batch} - 1 other
-  images of the same set (NT-Xent). No view is blurred, made noisy or changed in contrast: to these the encoder stays sensitive.
+- Command: `python benchmarks/encoders.py {dims} --data DATA -o zoo/encoder_{dims}d`, seed 0.
+- {steps} steps of {batch} crops, {minutes:.0f} minutes on one processor core in bfloat16.
+- Hidden blocks of {block} voxels a side are rebuilt, and two crops of an image, shifted and mirrored, are told from crops of the
+  other images of the same set (NT-Xent). No view is blurred, made noisy or changed in contrast: to these the encoder stays sensitive.
 - {parameters} parameters; licence of the weights: {licence}.
 
 ## Measured
@@ -98,8 +99,8 @@ class Views:
         return max(found, key=lambda part: float(part.std()))[None]
 
 
-def train(pretext: Pretext, views: Views, steps: int, dims: int) -> Iterator[tuple[int, float, dict[str, float]]]:
-    """Descend; yields (step, loss, terms) of each."""
+def train(pretext: Pretext, views: Views, steps: int, dims: int) -> Iterator[dict[str, float]]:
+    """Descend; yields the terms of the loss of each step."""
     pretext.train().to(memory_format=LAYOUT[dims])
     optimizer = torch.optim.AdamW(pretext.parameters(), RATE, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, steps + 1, pct_start=min(0.3, WARMUP / steps))
@@ -112,7 +113,7 @@ def train(pretext: Pretext, views: Views, steps: int, dims: int) -> Iterator[tup
         torch.nn.utils.clip_grad_norm_(pretext.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        yield step, float(loss.total), {name: float(value) for name, value in loss.terms.items()}
+        yield {name: float(value) for name, value in loss.terms.items()}
 
 
 @torch.no_grad()
@@ -149,9 +150,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dims", type=int, choices=(2, 3))
     parser.add_argument("--data", type=Path, help="folder of the real sets; without it the encoder learns from drawn images alone")
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, help="default: 1200 in 2D, 600 in 3D")
     parser.add_argument("-o", "--output", type=Path, required=True, help="a folder named encoder_2d or encoder_3d")
     options = parser.parse_args()
+    steps = options.steps or STEPS[options.dims]
     torch.manual_seed(SEED)
     torch.set_num_threads(1)
     images = drawn(options.dims) | (real(options.dims, options.data) if options.data else {})
@@ -159,19 +161,16 @@ def main() -> None:
     encoder = Encoder(options.dims, CHANNELS[options.dims])
     pretext = Pretext(encoder, Rebuilder(options.dims, encoder.channels))
     start = time.monotonic()
-    for step, loss, terms in train(pretext, Views(images, options.dims, BATCH[options.dims]), options.steps, options.dims):
-        if step % 50 == 0:
-            print(
-                step,
-                f"{loss:.3f}",
-                {name: round(value, 4) for name, value in terms.items()},
-                f"{time.monotonic() - start:.0f} s",
-                flush=True,
-            )
+    seen: list[dict[str, float]] = []
+    for step, terms in enumerate(train(pretext, Views(images, options.dims, BATCH[options.dims]), steps, options.dims), 1):
+        seen = [*seen[-99:], terms]
+        if step % 100 == 0:
+            means = {name: round(sum(one[name] for one in seen) / len(seen), 4) for name in terms}
+            print(step, means, f"{time.monotonic() - start:.0f} s", flush=True)
     fit_readout(encoder, images)
     used = ["phantom", *(name for name in ABOUT if options.data and any(key.startswith(name) for key in images))]
     minutes = (time.monotonic() - start) / 60
-    save(options.output, encoder, {"data": [ABOUT[name] for name in used], "steps": options.steps, "minutes": round(minutes, 1)})
+    save(options.output, encoder, {"data": [ABOUT[name] for name in used], "steps": steps, "minutes": round(minutes, 1)})
     print("written:", options.output / DOCUMENT)
 
 

@@ -44,8 +44,8 @@ class Pretext(nn.Module):
         return F.cross_entropy(logits, partners)
 
     def rebuilding(self, image: Tensor, hidden: Tensor) -> Tensor:
-        """Mean absolute error where the image was hidden; hidden voxels show the mean of what is seen."""
+        """Mean absolute error of what is hidden. It shows the mean of what is seen, and the difference from that is sought."""
         axes = tuple(range(1, image.ndim))
         mean = (image * ~hidden).sum(axes, keepdim=True) / (~hidden).sum(axes, keepdim=True).clamp(min=1)
         rebuilt = self.rebuilder(self.encoder.maps(torch.where(hidden, mean.to(image), image)))
-        return (rebuilt.float() - image).abs()[hidden].mean()
+        return (mean + rebuilt.float() - image).abs()[hidden].mean()

@@ -109,7 +109,7 @@ class Rebuilder(nn.Module):
         width: channels in which scales are added.
     """
 
-    def __init__(self, spatial_dims: int, channels: Sequence[int], width: int = 16):
+    def __init__(self, spatial_dims: int, channels: Sequence[int], width: int = 8):
         super().__init__()
         convolution = CONVOLUTIONS[spatial_dims]
         self.mode = LINEAR[spatial_dims]
@@ -131,6 +131,10 @@ class _Scale(nn.Module):
         super().__init__()
         sizes = ((inputs, outputs), (outputs, outputs))
         self.enter, self.inner = (CONVOLUTIONS[spatial_dims](a, b, 3, padding=1, padding_mode="replicate") for a, b in sizes)
+        for layer, size in ((self.enter, 1.0), (self.inner, 0.5)):  # without norms the start decides whether signals reach the end
+            nn.init.kaiming_normal_(layer.weight, a=0.2)
+            nn.init.zeros_(layer.bias)
+            layer.weight.data *= size
 
     def forward(self, x: Tensor) -> Tensor:
         h = F.leaky_relu(self.enter(x), 0.2)
