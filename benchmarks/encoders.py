@@ -10,6 +10,7 @@ image are told from the other images of its set. A batch holds images of one set
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import time
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ from encoder_data import ABOUT, Images, drawn, real
 from torch import Tensor
 
 from medgen.core.random import generator
-from medgen.evaluation.encoder import DOCUMENT, built_in, save
+from medgen.evaluation.encoder import DOCUMENT, WEIGHTS, named, save
 from medgen.models.pretext import Pretext
 from medgen.nn.encoder import Encoder, Rebuilder
 
@@ -36,7 +37,7 @@ BLOCK, HIDDEN = 8, 0.5  # edge of what is hidden together, in voxels, and its sh
 TRIES = 4  # crops of which the one with the most in it is taken
 FITTED = 400  # images of a set that the readout sees
 CARD = """\
-# {title}
+# Encoder of {what}, {dims}D
 
 A feature space to compare sets of {what} with, and the maps of the perceptual distance: `medgen evaluate` uses it by itself, under the
 name `{name}`. In Python: `medgen.evaluation.encoder.built_in({dims})`. Not a generator, and not a model of anatomy or disease.
@@ -45,10 +46,10 @@ name `{name}`. In Python: `medgen.evaluation.encoder.built_in({dims})`. Not a ge
 
 - Data, training subjects only: {data}.
 - Command: `python benchmarks/encoders.py {dims} --data DATA -o zoo/encoder_{dims}d`, seed 0.
-- {steps} steps of {batch} crops, {minutes:.0f} minutes on one processor core in bfloat16.
+- {steps} steps of {batch} crops, {minutes:.0f} minutes of processor time on one core, in bfloat16.
 - Hidden blocks of {block} voxels a side are rebuilt, and two crops of an image, shifted and mirrored, are told from crops of the
   other images of the same set (NT-Xent). No view is blurred, made noisy or changed in contrast: to these the encoder stays sensitive.
-- {parameters} parameters; licence of the weights: {licence}.
+- {size:.1f} MB; licence of the weights: {licence}.
 
 ## Measured
 
@@ -127,22 +128,24 @@ def fit_readout(encoder: Encoder, images: Images) -> None:
     encoder.fit_readout(sets)
 
 
-def card(dims: int, encoder: Encoder, steps: int, minutes: float, used: list[str], measured: str) -> str:
-    facts = [ABOUT[name] for name in used]
-    licence = "CC BY-SA 4.0" if any("SA" in fact["licence"] for fact in facts) else "Apache-2.0, with the attribution of the data above"
+def card(folder: Path, measured: str) -> str:
+    """The card of a trained encoder; `measured` is Markdown."""
+    document = json.loads((folder / DOCUMENT).read_text())
+    dims, facts = document["encoder"]["spatial_dims"], document["data"]
+    alike = any("SA" in fact["licence"] for fact in facts)
+    weights = (folder / WEIGHTS).read_bytes()
     return CARD.format(
-        title=f"Encoder of images, {dims}D",
-        what="images" if dims == 2 else "volumes",
-        name=built_in(dims).name,
         dims=dims,
+        what={2: "images", 3: "volumes"}[dims],
+        name=named(folder, weights),
         data="; ".join(f"{fact['name']} ({fact['licence']}; {fact['attribution']})" for fact in facts),
-        steps=steps,
+        steps=document["steps"],
+        minutes=document["minutes"],
         batch=BATCH[dims],
-        minutes=minutes,
         block=BLOCK,
-        parameters=sum(p.numel() for p in encoder.parameters()),
-        licence=licence,
-        measured=measured,
+        size=len(weights) / 1e6,
+        licence="CC BY-SA 4.0, as that of the data" if alike else "Apache-2.0, with the attribution of the data above",
+        measured=measured.strip(),
     )
 
 
@@ -151,8 +154,12 @@ def main() -> None:
     parser.add_argument("dims", type=int, choices=(2, 3))
     parser.add_argument("--data", type=Path, help="folder of the real sets; without it the encoder learns from drawn images alone")
     parser.add_argument("--steps", type=int, help="default: 1200 in 2D, 600 in 3D")
+    parser.add_argument("--measured", type=Path, help="Markdown: do not train, write the card of what lies in the folder, with this in it")
     parser.add_argument("-o", "--output", type=Path, required=True, help="a folder named encoder_2d or encoder_3d")
     options = parser.parse_args()
+    if options.measured:
+        (options.output / "card.md").write_text(card(options.output, options.measured.read_text()))
+        return
     steps = options.steps or STEPS[options.dims]
     torch.manual_seed(SEED)
     torch.set_num_threads(1)
@@ -160,18 +167,17 @@ def main() -> None:
     print({name: len(found) for name, found in images.items()}, flush=True)
     encoder = Encoder(options.dims, CHANNELS[options.dims])
     pretext = Pretext(encoder, Rebuilder(options.dims, encoder.channels))
-    start = time.monotonic()
-    seen: list[dict[str, float]] = []
+    start, seen = time.process_time(), []
     for step, terms in enumerate(train(pretext, Views(images, options.dims, BATCH[options.dims]), steps, options.dims), 1):
         seen = [*seen[-99:], terms]
         if step % 100 == 0:
             means = {name: round(sum(one[name] for one in seen) / len(seen), 4) for name in terms}
-            print(step, means, f"{time.monotonic() - start:.0f} s", flush=True)
+            print(step, means, f"{time.process_time() - start:.0f} s", flush=True)
     fit_readout(encoder, images)
-    used = ["phantom", *(name for name in ABOUT if options.data and any(key.startswith(name) for key in images))]
-    minutes = (time.monotonic() - start) / 60
-    save(options.output, encoder, {"data": [ABOUT[name] for name in used], "steps": steps, "minutes": round(minutes, 1)})
-    print("written:", options.output / DOCUMENT)
+    used = [name for name in ABOUT if any(key.startswith(name) for key in images)]
+    minutes = round((time.process_time() - start) / 60, 1)
+    save(options.output, encoder, {"data": [ABOUT[name] for name in used], "steps": steps, "minutes": minutes})
+    print("written:", options.output)
 
 
 if __name__ == "__main__":

@@ -49,6 +49,11 @@ def folder_of(dims: int) -> Path | None:
     return next((folder for folder in folders if (folder / WEIGHTS).is_file() and (folder / DOCUMENT).is_file()), None)
 
 
+def named(folder: Path, weights: bytes) -> str:
+    """What numbers of the encoder in `folder` are called."""
+    return f"{folder.name}@{hashlib.sha256(weights).hexdigest()[:8]}"
+
+
 def save(folder: Path, encoder: Encoder, about: dict[str, Any]) -> None:
     """Weights, and how the network that they fit is made, with what is told about its training.
 
@@ -87,4 +92,4 @@ def _loaded(folder: Path, state: tuple[tuple[int, int], ...]) -> tuple[str, Enco
         if isinstance(error, MedgenError):
             raise
         raise MedgenError(f"{folder} is damaged ({str(error).splitlines()[0]}); copy the encoder again") from error
-    return f"{folder.name}@{hashlib.sha256(weights).hexdigest()[:8]}", encoder.eval().requires_grad_(False)
+    return named(folder, weights), encoder.eval().requires_grad_(False)
