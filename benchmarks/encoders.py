@@ -35,7 +35,7 @@ LAYOUT = {2: torch.channels_last, 3: torch.channels_last_3d}
 RATE, WARMUP, SEED = 2e-3, 100, 0
 BLOCK, HIDDEN = 8, 0.5  # edge of what is hidden together, in voxels, and its share
 TRIES = 4  # crops of which the one with the most in it is taken
-FITTED = 400  # images of a set that the readout sees
+FITTED = 150  # images of a set that the readout sees
 CARD = """\
 # Encoder of {what}, {dims}D
 
@@ -46,7 +46,7 @@ name `{name}`. In Python: `medgen.evaluation.encoder.built_in({dims})`. Not a ge
 
 - Data, training subjects only: {data}.
 - Command: `python benchmarks/encoders.py {dims} --data DATA -o zoo/encoder_{dims}d`, seed 0.
-- {steps} steps of {batch} crops, {minutes:.0f} minutes of processor time on one core, in bfloat16.
+- {steps} steps of {batch} crops, {minutes:.0f} minutes on one processor core that other work shared, in bfloat16.
 - Hidden blocks of {block} voxels a side are rebuilt, and two crops of an image, shifted and mirrored, are told from crops of the
   other images of the same set (NT-Xent). No view is blurred, made noisy or changed in contrast: to these the encoder stays sensitive.
 - {size:.1f} MB; licence of the weights: {licence}.
@@ -124,7 +124,7 @@ def fit_readout(encoder: Encoder, images: Images) -> None:
     sets = []
     for name in sorted(images):
         order = generator(SEED, 1).permutation(len(images[name]))[:FITTED]
-        sets.append(torch.cat([encoder.statistics(images[name][i].float()[None, None])[:, 0] for i in order]))
+        sets.append(torch.cat([encoder.description(images[name][i].float()[None, None])[:, 0] for i in order]))
     encoder.fit_readout(sets)
 
 
@@ -167,15 +167,15 @@ def main() -> None:
     print({name: len(found) for name, found in images.items()}, flush=True)
     encoder = Encoder(options.dims, CHANNELS[options.dims])
     pretext = Pretext(encoder, Rebuilder(options.dims, encoder.channels))
-    start, seen = time.process_time(), []
+    start, seen = time.monotonic(), []
     for step, terms in enumerate(train(pretext, Views(images, options.dims, BATCH[options.dims]), steps, options.dims), 1):
         seen = [*seen[-99:], terms]
         if step % 100 == 0:
             means = {name: round(sum(one[name] for one in seen) / len(seen), 4) for name in terms}
-            print(step, means, f"{time.process_time() - start:.0f} s", flush=True)
+            print(step, means, f"{time.monotonic() - start:.0f} s", flush=True)
     fit_readout(encoder, images)
     used = [name for name in ABOUT if any(key.startswith(name) for key in images)]
-    minutes = round((time.process_time() - start) / 60, 1)
+    minutes = round((time.monotonic() - start) / 60, 1)
     save(options.output, encoder, {"data": [ABOUT[name] for name in used], "steps": steps, "minutes": minutes})
     print("written:", options.output)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 import torch
@@ -14,7 +14,6 @@ from medgen.nn.grid import CONVOLUTIONS, check_levels
 
 EPS = 1e-6  # under a standard deviation, in squared activations
 VOXELS = 1 << 20  # of the input that go through the network at once
-POOL = {2: F.avg_pool2d, 3: F.avg_pool3d}
 LINEAR = {2: "bilinear", 3: "trilinear"}
 
 
@@ -37,7 +36,7 @@ class Encoder(nn.Module):
         super().__init__()
         channels = check_levels("Encoder", spatial_dims, channels)
         self.width = 2 * sum(channels)
-        if spatial_dims not in POOL or not 4 <= features <= self.width:
+        if spatial_dims not in LINEAR or not 4 <= features <= self.width:
             raise MedgenError(f"Encoder: expected 2 or 3 dimensions and 4 to {self.width} features, got {spatial_dims} and {features}")
         self.spatial_dims, self.channels = spatial_dims, channels
         self.scales = nn.ModuleList(_Scale(spatial_dims, a, b) for a, b in pairwise((1, *channels)))
@@ -61,14 +60,21 @@ class Encoder(nn.Module):
         return found
 
     def statistics(self, x: Tensor) -> Tensor:
-        """Images (B, C, *S) -> means and standard deviations over space of every map, (B, C, width)."""
-        rows = []
+        """Images (B, C, *S) -> means and standard deviations over space of every map, (B, C, width): what training sees."""
+        return torch.cat([torch.cat(pair, 2) for pair in self._moments(x)], 2)
+
+    def description(self, x: Tensor) -> Tensor:
+        """The same made comparable, (B, C, width): log standard deviations, in which a factor of contrast or noise is a step wherever
+        it starts from, and means in units of the standard deviation, which are left of them without it."""
+        return torch.cat([torch.cat([mean / deviation, deviation.log()], 2) for mean, deviation in self._moments(x)], 2)
+
+    def _moments(self, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Mean and standard deviation (B, C, K) of each scale."""
         for m in self.maps(x):
             spread = m.flatten(2).float()
             mean = spread.mean(2, keepdim=True)
             deviation = ((spread - mean).square().mean(2) + EPS).sqrt()
-            rows += [part.unflatten(1, (x.shape[1], -1)) for part in (mean[..., 0], deviation)]
-        return torch.cat(rows, 2)
+            yield mean[..., 0].unflatten(1, (x.shape[1], -1)), deviation.unflatten(1, (x.shape[1], -1))
 
     @torch.no_grad()
     def features(self, x: Tensor) -> Tensor:
@@ -78,7 +84,7 @@ class Encoder(nn.Module):
         differ from that mean. So swapped colours are seen, and a colour image has no more than 1.5 F features.
         """
         count = max(1, VOXELS // max(1, x[0].numel())) if len(x) else 1
-        vectors = torch.cat([self.statistics(part) for part in x.split(count)]).double()
+        vectors = torch.cat([self.description(part) for part in x.split(count)]).double()
         vectors = (vectors - self.centre.double()) @ self.readout.double()
         mean = vectors.mean(1)
         apart = vectors[:, :-1, : vectors.shape[2] // 4] - mean[:, None, : vectors.shape[2] // 4]
@@ -86,7 +92,7 @@ class Encoder(nn.Module):
 
     @torch.no_grad()
     def fit_readout(self, sets: Sequence[Tensor]) -> None:
-        """Whiten: the principal components of the variation within each set of statistics (N, width), all sets counting alike.
+        """Whiten: the principal components of the variation within each set of descriptions (N, width), all sets counting alike.
 
         Variation between sets (CT against MR) is left out: it would drown what tells two sets of one kind apart.
         """
@@ -142,4 +148,9 @@ class _Scale(nn.Module):
 
 
 def _halved(x: Tensor) -> Tensor:
-    return POOL[x.ndim - 2](x, 3, 2, 1, count_include_pad=False)
+    """Means over windows of 3 at every second voxel, of what lies inside the image. Depth by depth: `avg_pool3d` refuses thin images."""
+    if x.ndim == 4:
+        return F.avg_pool2d(x, 3, 2, 1, count_include_pad=False)
+    planes = F.avg_pool2d(x.flatten(1, 2), 3, 2, 1, count_include_pad=False).unflatten(1, x.shape[1:3])
+    columns = F.avg_pool2d(planes.flatten(3), (3, 1), (2, 1), (1, 0), count_include_pad=False)
+    return columns.unflatten(3, planes.shape[3:])
