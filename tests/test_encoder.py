@@ -224,16 +224,19 @@ def test_what_it_cannot_take_is_refused():
 
 
 def test_the_readout_whitens_what_varies_within_sets():
-    """Two sets far apart, each of its own mean: within each the vectors have unit covariance on average, and no set's mean matters."""
+    """Two sets far apart: within each the vectors are uncorrelated on average, the first of nearly unit variance, none above it, and what
+    lies between the sets decides nothing: moving one of them changes no direction."""
     torch.manual_seed(0)
-    encoder = Encoder(2, (4, 8), 8)
+    encoder, moved = Encoder(2, (4, 8), 8), Encoder(2, (4, 8), 8)
     mixing = torch.randn(24, 24, dtype=torch.float64)
-    sets = [torch.randn(4000, 24, dtype=torch.float64) @ mixing + offset for offset in (0.0, 50.0)]
-    encoder.fit_readout(sets)
-    vectors = [(rows - encoder.centre.double()) @ encoder.readout.double() for rows in sets]
-    within = sum(torch.cov(rows.T) for rows in vectors) / 2
-    assert torch.allclose(within, torch.eye(8, dtype=torch.float64), atol=1e-3)
-    assert float((vectors[0].mean(0) + vectors[1].mean(0)).abs().max()) < 1e-2 * float(vectors[0].mean(0).abs().max())
+    draws = [torch.randn(4000, 24, dtype=torch.float64) @ mixing for _ in range(2)]
+    encoder.fit_readout([draws[0], draws[1] + 50])
+    moved.fit_readout([draws[0], draws[1] - 20])
+    assert torch.allclose(encoder.readout, moved.readout, atol=1e-4)
+    within = sum(torch.cov((rows @ encoder.readout.double()).T) for rows in draws) / 2
+    variances = within.diagonal()
+    assert float((within - variances.diag()).abs().max()) < 1e-3
+    assert 0.9 < float(variances[0]) < 1 and bool((variances.diff() < 0).all())
 
 
 def test_contrast_is_the_cross_entropy_among_all_views():

@@ -13,6 +13,8 @@ from medgen.core.errors import MedgenError
 from medgen.nn.grid import CONVOLUTIONS, check_levels
 
 EPS = 1e-6  # under a standard deviation, in squared activations
+FLAT = 1e-3  # what counts as no contrast, in squared activations
+SHRINKAGE = 0.3  # added to the variances that whitening divides by, in those of one standardised statistic: rare directions stay small
 VOXELS = 1 << 20  # of the input that go through the network at once
 LINEAR = {2: "bilinear", 3: "trilinear"}
 
@@ -64,9 +66,13 @@ class Encoder(nn.Module):
         return torch.cat([torch.cat(pair, 2) for pair in self._moments(x)], 2)
 
     def description(self, x: Tensor) -> Tensor:
-        """The same made comparable, (B, C, width): log standard deviations, in which a factor of contrast or noise is a step wherever
-        it starts from, and means in units of the standard deviation, which are left of them without it."""
-        return torch.cat([torch.cat([mean / deviation, deviation.log()], 2) for mean, deviation in self._moments(x)], 2)
+        """The same made comparable, (B, C, width): means over the root of the mean square, within -1 and 1, and log standard deviations,
+        in which a factor of contrast or noise is a step wherever it starts from. `FLAT` keeps empty images from being outliers."""
+        parts = []
+        for mean, deviation in self._moments(x):
+            variance = deviation.square() + FLAT
+            parts.append(torch.cat([mean / (mean.square() + variance).sqrt(), variance.log() / 2], 2))
+        return torch.cat(parts, 2)
 
     def _moments(self, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Mean and standard deviation (B, C, K) of each scale."""
@@ -92,7 +98,7 @@ class Encoder(nn.Module):
 
     @torch.no_grad()
     def fit_readout(self, sets: Sequence[Tensor]) -> None:
-        """Whiten: the principal components of the variation within each set of descriptions (N, width), all sets counting alike.
+        """Whiten, with a little shrinkage, by the variation within each set of descriptions (N, width); all sets count alike.
 
         Variation between sets (CT against MR) is left out: it would drown what tells two sets of one kind apart.
         """
@@ -102,7 +108,7 @@ class Encoder(nn.Module):
         scale = within.diagonal().clamp(min=1e-12).rsqrt()
         values, vectors = torch.linalg.eigh(scale[:, None] * within * scale)
         count = self.readout.shape[1]
-        values, vectors = values.flip(0)[:count].clamp(min=1e-9), vectors.flip(1)[:, :count]
+        values, vectors = values.flip(0)[:count].clamp(min=0) + SHRINKAGE, vectors.flip(1)[:, :count]
         vectors = vectors * vectors.sum(0).sign()  # eigh leaves the sign open
         self.readout.copy_(scale[:, None] * vectors * values.rsqrt())
 
