@@ -27,9 +27,10 @@ def find(name: str | Path) -> Path:
 
 
 def zoo_folders() -> list[Path]:
-    """Where named models are looked for: $MEDGEN_ZOO, `zoo/` here, `zoo/` beside the package."""
+    """Where named models are looked for: $MEDGEN_ZOO, `zoo/` here, `zoo/` beside the package, what an installed package carries."""
     named = [Path(os.environ["MEDGEN_ZOO"])] if os.environ.get("MEDGEN_ZOO") else []
-    return [*named, *dict.fromkeys(p.resolve() for p in (Path("zoo"), Path(__file__).resolve().parents[1] / "zoo"))]
+    package = Path(__file__).resolve().parent
+    return [*named, *dict.fromkeys(p.resolve() for p in (Path("zoo"), package.parent / "zoo", package / "pretrained"))]
 
 
 def zoo_models() -> dict[str, Path]:

@@ -36,7 +36,8 @@ def test_the_wheel_ships_every_config_and_every_module(wheel):
     modules = {str(p.relative_to(ROOT)) for p in (ROOT / "medgen").rglob("*.py")}
     assert configs
     assert not (configs | modules) - held
-    assert not [n for n in held if n.startswith(("tests/", "configs/"))]
+    assert not [n for n in held if n.startswith(("tests/", "configs/", "zoo/"))]
+    assert {f"medgen/pretrained/encoder_{d}d/{file}" for d in (2, 3) for file in ("model.safetensors", "encoder.json", "card.md")} <= held
 
 
 def test_the_wheel_installs_the_command_and_the_licence(wheel):

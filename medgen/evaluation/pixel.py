@@ -14,6 +14,7 @@ from torch import Tensor
 from medgen.core.colours import coloured
 from medgen.core.errors import MedgenError
 from medgen.evaluation.baselines import Baseline, baselines
+from medgen.evaluation.perception import perception
 from medgen.evaluation.pictures import Cut, cases_picture, heights, seen, worst_height
 from medgen.evaluation.section import Estimate, Figure, Level, Section, Table, skipped
 from medgen.evaluation.work import AIR, Case, Work
@@ -64,12 +65,17 @@ def section(work: Work) -> Section:
     rows: list[Row] = []
     others: dict[str, list[Row]] = {rival.name: [] for rival in rivals}
     known: list[Row] = []  # by fastMRI's convention
+    eye = perception(work)
     for case in work.cases():
         made = work.made(case)
         rows += score_case(made.image, case, unit)
         known += _fastmri(work, case, made.image)
-        for rival in rivals:
-            others[rival.name] += score_case(rival.predict(case, made), replace(case, regions={}), unit)
+        answers = {rival.name: rival.predict(case, made) for rival in rivals}
+        for name, answer in answers.items():
+            others[name] += score_case(answer, replace(case, regions={}), unit)
+        if eye is not None:
+            for name, answer in {"model": made.image, **answers}.items():
+                eye.add(name, answer, case)
     told = Section(NAME, TITLE, numbers={**summary(rows), "baselines": {name: summary(found) for name, found in others.items()}})
     told.protocol = protocol(work)
     _judge(told, rows, others, rivals)
@@ -80,6 +86,8 @@ def section(work: Work) -> Section:
         cells = ["the model", *(estimate(known, "fastmri", metric) for metric in known[0].values)]
         note = "To compare with published numbers of fastMRI alone: the range is each volume's maximum, SSIM is by slices, uncropped."
         told.tables.append(Table("By fastMRI's convention", ["method", *(HEADS[m] for m in known[0].values)], [cells], note))
+    if eye is not None:
+        eye.tell(told, {"model": "the model"} | {rival.name: rival.title for rival in rivals})
     told.worst = [(row.subject, f"{_told(row)} in the body") for row in ranked(rows)[:SHOWN]]
     told.figures = _figures(work, rows)
     return told
