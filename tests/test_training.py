@@ -8,11 +8,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.plugins.precision import Precision
 from omegaconf import OmegaConf
+from PIL import Image
 from safetensors.torch import load_file
 
 from medgen.checkpoint import build
@@ -20,6 +23,7 @@ from medgen.cli import run
 from medgen.cli.configs import compose
 from medgen.cli.run import new_run, resume_run
 from medgen.core.errors import MedgenError
+from medgen.training.callbacks import SampleGrid
 from medgen.training.ema import Average
 from medgen.training.optimizers import AdamW
 from medgen.training.state import replacing
@@ -311,6 +315,7 @@ def test_a_real_full_disk_is_answered_in_a_sentence(tmp_path):
     script = f"""
 import resource, signal, torch
 from pathlib import Path
+from types import SimpleNamespace
 from safetensors.torch import save_file
 from medgen.core.errors import MedgenError
 from medgen.training.state import replacing
@@ -396,3 +401,17 @@ def test_the_first_five_losses_are_what_they_were(tmp_path, model):
     with (tmp_path / "run" / "metrics.csv").open() as file:
         losses = [float(row[TERM[model]]) for row in csv.DictReader(file) if row[TERM[model]]]
     assert losses == pytest.approx(CURVES[model], rel=2e-3)
+
+
+@pytest.mark.parametrize("pictures", [False, True])
+def test_pictures_are_shown_as_they_are_and_planes_of_volumes_turned(tmp_path, pictures):
+    image = torch.full((1, 3, 6, 10), -1.0)
+    image[0, 0, 0, 0] = 1.0  # red in the first row and column
+    seen = SimpleNamespace(batches=[SimpleNamespace(given=None, made=image, real=image)])
+    grid = SampleGrid(tmp_path, pictures=pictures, cases=1)
+    grid.on_validation_end(SimpleNamespace(is_global_zero=True), SimpleNamespace(validation=seen, step=1))
+    shown = np.asarray(Image.open(tmp_path / "step_000001.png"))
+    if pictures:
+        assert shown.shape[1] == 10 and tuple(shown[0, 0]) == (255, 0, 0)
+    else:
+        assert shown.shape[1] == 6 and shown.ndim == 2 and shown[9, 0] > shown[0, 0]

@@ -29,7 +29,6 @@ from medgen.core.task import Task
 from medgen.data.files import FileData
 from medgen.training import ranks
 from medgen.training.callbacks import GracefulStop, Log, ProgressBar, SampleGrid
-from medgen.training.ema import EMA
 from medgen.training.fit import Fit
 from medgen.training.loggers import CSVLog
 from medgen.training.state import Checkpoints, Resume, read_training_state
@@ -100,7 +99,7 @@ def train(config: Config, folder: Path, state: Mapping[str, Any] | None) -> int:
         config, fit, data, checkpoints = _assembled(config, folder, state)
     ranks.same_start(fit.model)
     data.resume(fit.step, config["training"]["steps"], config["training"]["validate_every"])
-    trainer = _trainer(config, folder, fit, checkpoints.ema, checkpoints, state)
+    trainer = _trainer(config, folder, fit, data, checkpoints, state)
     if ranks.rank() == 0:
         OmegaConf.save(OmegaConf.create(dict(config)), folder / "config.yaml")  # everything fits: now the folder is this run's
     trainer.fit(fit, datamodule=data)
@@ -212,9 +211,10 @@ def to_channels_last(model: nn.Module) -> None:
             parameter.data = parameter.data.to(memory_format=formats[parameter.ndim])
 
 
-def _trainer(config: Config, folder: Path, fit: Fit, ema: EMA | None, checkpoints: Checkpoints, state: Config | None) -> L.Trainer:
-    settings, first = config["training"], ranks.rank() == 0
-    callbacks = [ema, GracefulStop(), Log(settings["log_every"]), SampleGrid(folder / "samples"), checkpoints]
+def _trainer(config: Config, folder: Path, fit: Fit, data: Any, checkpoints: Checkpoints, state: Config | None) -> L.Trainer:
+    settings, first, ema = config["training"], ranks.rank() == 0, checkpoints.ema
+    grid = SampleGrid(folder / "samples", pictures=data.facts()["spacing"] is None)
+    callbacks = [ema, GracefulStop(), Log(settings["log_every"]), grid, checkpoints]
     if first:
         callbacks.append(ProgressBar())
     if state is not None:

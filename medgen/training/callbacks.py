@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import signal
 import threading
 import time
@@ -46,11 +47,12 @@ class SampleGrid(L.Callback):
 
     Args:
         folder: where `step_<n>.png` goes.
+        pictures: images are ordinary pictures: upright as they are, three channels are colours. Planes of volumes are turned.
         cases: columns of the picture.
     """
 
-    def __init__(self, folder: str | Path, cases: int = 8):
-        self.folder, self.cases = Path(folder), cases
+    def __init__(self, folder: str | Path, pictures: bool = False, cases: int = 8):
+        self.folder, self.pictures, self.cases = Path(folder), pictures, cases
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         seen = pl_module.validation
@@ -59,21 +61,23 @@ class SampleGrid(L.Callback):
         from PIL import Image
 
         columns = [[getattr(batch, kind) for batch in seen.batches] for kind in ("given", "made", "real")]
-        rows = [_planes(images, self.cases) for images in columns if images[0] is not None]
+        rows = [_planes(images, self.pictures, self.cases) for images in columns if images[0] is not None]
         self.folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(montage(rows)).save(self.folder / f"step_{pl_module.step:06d}.png")
 
 
-def _planes(images: list[Tensor], cases: int) -> list[np.ndarray]:
-    """The first channel of up to `cases` images, in network units from -1 (black) to 1 (white); of a volume the middle plane."""
+def _planes(images: list[Tensor], pictures: bool, cases: int) -> list[np.ndarray]:
+    """Colours or the first channel of up to `cases` images, network units from -1 (black) to 1 (white); of a volume the middle plane."""
     planes = []
-    for image in (case for batch in images for case in batch):
+    for image in itertools.islice((case for batch in images for case in batch), cases):
+        if pictures:
+            shown = image[:3].movedim(0, -1) if len(image) == 3 else image[0]
+            planes.append(gray(shown.numpy(), -1.0, 1.0))
+            continue
         first = image[0] if image.shape[0] != 3 else image.mean(0)
         if first.ndim == 3:
             first = first[..., first.shape[-1] // 2]
         planes.append(upright(gray(first.numpy(), -1.0, 1.0)))
-        if len(planes) == cases:
-            break
     return planes
 
 
