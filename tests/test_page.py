@@ -18,6 +18,7 @@ from medgen.core.volume import Volume
 from medgen.evaluation import parts
 from medgen.evaluation.card import card_text, checks
 from medgen.evaluation.cost import Calls
+from medgen.evaluation.encoder import built_in
 from medgen.evaluation.page import interval, section_html, table_html
 from medgen.evaluation.section import Estimate, Figure, Level, Section, Table
 from medgen.inference import Pretrained
@@ -97,6 +98,9 @@ def test_the_page_says_how_good_on_what_how_sure_and_what_went_wrong(loaded, tab
         assert said in first, said
     assert first.index("<strong>s2&lt;b&gt;</strong>") < first.index("data:image/png;base64,")
     assert pixel["verdict"].replace("'", "&#x27;") in first
+    perceptual = pixel["numbers"]["perceptual"]
+    assert perceptual["encoder"] == built_in(2).name and perceptual["encoder"] in html
+    assert perceptual["model"]["n"] == 4 and perceptual["model"]["value"] == pytest.approx(perceptual["line"]["value"], rel=0.05)
     assert "Not measured here, and why" in html and "Samples at a glance" in html[html.index('id="left"') :]
 
 
