@@ -5,7 +5,8 @@
     python benchmarks/evaluate_zoo.py run out/zoo --only brain_phantom --quick
     python benchmarks/evaluate_zoo.py write out/zoo              # the document, from what has been run
 
-DATA is the folder that holds ms_brain/, stroke_brain/ and hippocampus/. The pages themselves are out/zoo/<model>-<set>/evaluation.html.
+DATA is the folder that holds ms_brain/, stroke_brain/, hippocampus/ and pneumoniamnist/.
+The pages themselves are out/zoo/<model>-<set>/evaluation.html.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import numpy as np
 
 from medgen.cli.main import main as medgen
 from medgen.core.volume import Volume
+from medgen.data.columns import sidecar
 from medgen.data.manifest import Manifest
 from medgen.data.phantom.export import write_phantoms
 from medgen.data.phantom.source import HEIGHTS
@@ -49,6 +51,7 @@ class Plan:
 HEADS = ("--labels", f"tissue={TISSUES}")
 PLANS = (
     Plan("brain_phantom", "slices", ("-n", "128")),
+    Plan("xray_class", "xrays", ("-n", "256", "--split", "validation")),
     Plan("hippocampus_latent", "hippocampus", ("-n", "40")),
     Plan("t1_reconstruction", "heads", HEADS),
     Plan("t1_reconstruction", "brains", ("--domain", "site")),
@@ -59,6 +62,7 @@ PLANS = (
 )
 SETS = {
     "slices": "drawn heads between the heights that the prior was trained on; the 64 of training and 16 others",
+    "xrays": "PneumoniaMNIST, 28 x 28, normal or pneumonia: its training and its validation pictures, each picture once",
     "heads": "drawn heads with skull, 64 voxels of 3.5 mm: for models of stripped heads a test of what they never saw",
     "brains": "patient07 (trained on), patient19 and stroke01 (another site), all skull-stripped",
     "hippocampus": "Medical Segmentation Decathlon Task04, 140 subjects to train, 20 to validate, 40 to test",
@@ -81,6 +85,24 @@ def manifests(data: Path, folder: Path) -> None:
     from hippocampus import write_manifest
 
     write_manifest(data / "hippocampus", folder / "hippocampus.csv")
+    if not (folder / "pneumoniamnist.csv").exists():
+        medgen(["data", "scan", str(data / "pneumoniamnist"), "-o", str(folder / "pneumoniamnist.csv")])
+    _each_once(folder / "pneumoniamnist.csv", folder / "xrays.csv")
+
+
+def _each_once(manifest: Path, out: Path) -> None:
+    """The rows whose picture is no copy of another's; of copies one that is held out stays."""
+    listed, seen, kept = Manifest.read(manifest), set(), []
+    for row in sorted(listed.rows, key=lambda row: row["split"] == "train"):
+        content = read(listed.file(row, "image")).array.tobytes()
+        if content not in seen:
+            seen.add(content)
+            kept.append(row)
+    with out.open("w", newline="") as file:
+        writer = csv.DictWriter(file, listed.columns)
+        writer.writeheader()
+        writer.writerows(kept)
+    shutil.copyfile(sidecar(manifest), sidecar(out))
 
 
 def _crop(manifest: Path) -> None:

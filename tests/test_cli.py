@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from medgen.checkpoint import build, read_document, save
+from medgen.checkpoint import build, read_document, save, write_document
 from medgen.cli.main import main
 from medgen.cli.train import main as train
 from medgen.core.contract import Contract
@@ -423,7 +423,10 @@ def test_samples_are_compared_with_the_split_and_with_training(generator, tmp_pa
 
 
 @pytest.fixture
-def zoo(tmp_path, monkeypatch) -> Path:
+def zoo(generator, translator, tmp_path, monkeypatch) -> Path:
+    """An empty zoo, and two models that `medgen export` has let out."""
+    for folder in (generator, translator):
+        write_document(folder, read_document(folder) | {"privacy": {"level": "good", "verdict": "Passed."}})
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MEDGEN_ZOO", str(tmp_path / "zoo"))
     monkeypatch.setattr("medgen.zoo.zoo_folders", lambda: [tmp_path / "zoo"])
@@ -479,6 +482,14 @@ def test_zoo_add_refuses(generator, zoo, tmp_path, capsys, monkeypatch):
     (generator / "model.safetensors").write_bytes(b"nothing")
     assert "corrupted" in refused(capsys, "zoo", "add", generator, "broken", "--zoo", zoo)
     assert [p.name for p in zoo.iterdir()] == ["brains"]
+
+
+def test_a_model_that_was_not_exported_does_not_enter_the_zoo(generator, zoo, capsys):
+    write_document(generator, {key: value for key, value in read_document(generator).items() if key != "privacy"})
+    assert "`medgen export MODEL -o DIR` tests whether it gives training images away" in refused(
+        capsys, "zoo", "add", generator, "brains", "--zoo", zoo
+    )
+    assert not zoo.exists()
 
 
 def test_a_replaced_model_does_not_keep_the_old_card(generator, translator, zoo, tmp_path, capsys):

@@ -90,11 +90,15 @@ def _show(options: argparse.Namespace) -> None:
 
 
 def _add(options: argparse.Namespace) -> None:
-    """The model is loaded and sampled before anything is written, so that the zoo only holds models that work."""
+    """The model is loaded and sampled before anything is written, so that the zoo only holds models that work, and only such as
+    `medgen export` has let out."""
     from medgen.checkpoint import write_document
 
     source, target = find(options.model), Path(options.zoo) / options.name
     _check_addition(options, target)
+    if "privacy" not in read_document(source):
+        remedy = "`medgen export MODEL -o DIR` tests whether it gives training images away; add DIR then (or export to the zoo's folder)"
+        raise MedgenError(f"{source} has not left its run folder yet: {remedy}")
     with TemporaryDirectory() as scratch:
         staged = _staged(source, Path(scratch), options.half)
         document = read_document(source)
