@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from medgen.core.errors import MedgenError, nearest
+from medgen.core.errors import MedgenError, MedgenWarning, nearest
 from medgen.core.intensity import IntensityMap, intensity_map
 from medgen.core.neighbours import neighbour, neighbours
 from medgen.core.task import MOMENTS
@@ -186,7 +186,7 @@ class FileData:
         first = next(iter(failures.values()))
         several = f"{len(failures)} of {len(manifest)} rows of {manifest.path} cannot be prepared; the first: {first}"
         if self.options.keep.skip_broken and len(failures) < len(manifest):
-            warnings.warn(f"{several}; they are left out", stacklevel=4)
+            warnings.warn(f"{several}; they are left out", MedgenWarning, stacklevel=4)
         else:
             raise MedgenError(first if len(failures) == 1 else several)
 
