@@ -49,7 +49,7 @@ class FileData:
         attributes: column of an attribute -> number of classes, or 0 for a real number.
         spacing: mm along R, A and S; None keeps what the files have.
         slice_axis: the axis that 2D slices are cut across; 2 is axial. Several, such as [0, 1, 2], cut across each; the first one is the
-            contract's, across which a volume is cut at last.
+            contract's, across which a volume is cut at last. "auto" is 2 for slices and none for patches.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class FileData:
         labels: Mapping[str, int] | None = None,
         attributes: Mapping[str, int] | None = None,
         spacing: Sequence[float] | None = None,
-        slice_axis: int | Sequence[int] | None = 2,
+        slice_axis: int | Sequence[int] | str | None = "auto",
         options: Options | None = None,
     ):
         self.manifest = Manifest.read(manifest)
@@ -68,8 +68,7 @@ class FileData:
         self.size = tuple(int(n) for n in size)
         self.labels, self.attributes = dict(labels or {}), dict(attributes or {})
         self.spacing = None if spacing is None else tuple(float(s) for s in spacing)
-        axes = () if slice_axis is None or len(self.size) != 2 else slice_axis
-        self.slice_axes: tuple[int, ...] = (axes,) if isinstance(axes, int) else tuple(axes)
+        self.slice_axes = _axes(slice_axis, flat=len(self.size) == 2)
         self.options = options or Options()
         self._check()
         self._has: dict[str, list[set[str]]] = {}
@@ -197,6 +196,9 @@ class FileData:
             raise MedgenError("channels: expected at least one, such as {t1: {name: mr_percentile}}")
         if self.spacing is not None and (len(self.spacing) != 3 or min(self.spacing) <= 0):
             raise MedgenError(f"spacing: expected three positive numbers of mm or null, found {list(self.spacing)}")
+        if self.slice_axes and len(self.size) == 3:
+            found = f"size {list(self.size)} asks for volumes and slice_axis {list(self.slice_axes)} for slices"
+            raise MedgenError(f"{found}; set data.source.slice_axis=null, or give two numbers of size")
         if not set(self.slice_axes) <= {0, 1, 2} or len(set(self.slice_axes)) < len(self.slice_axes):
             raise MedgenError(f"slice_axis: expected 0 (sagittal), 1 (coronal) or 2 (axial), or several, found {list(self.slice_axes)}")
         names = [*self.maps, *self.labels, *self.attributes]
@@ -250,6 +252,12 @@ class FileData:
     def _about(self) -> dict[str, Any]:
         known = {"name": self.manifest.path.resolve().parent.name, "licence": "unknown", "attribution": "unknown"}
         return {**known, **self.options.about, "subjects": len(self.manifest.split("train").subjects)}
+
+
+def _axes(said: int | Sequence[int] | str | None, flat: bool) -> tuple[int, ...]:
+    if said == "auto":
+        return (2,) if flat else ()
+    return () if said is None else (said,) if isinstance(said, int) else tuple(said)
 
 
 def default_store(manifest: Path) -> Path:
