@@ -135,9 +135,10 @@ def _by_place(data: Data, groups: list[list[tuple[int, str]]], what: str, exact:
 
 
 def _named(data: Data, place: tuple[int, str]) -> str:
+    """Whose image it is, where it lies, and its split where the manifest has splits."""
     row = data.manifest.rows[place[0]]
-    cell = row[place[1]]
-    return f"{row['subject']} ({row['split']}, {cell.rpartition('#' if '#' in cell else '/')[2]})"
+    split = f"{row['split']}, " if "split" in data.manifest.columns else ""
+    return f"{row['subject']} ({split}{data.tail(*place)})"
 
 
 def _finding(

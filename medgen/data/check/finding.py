@@ -66,6 +66,12 @@ class Data:
     def split(self, row: int) -> str:
         return self.manifest.rows[row]["split"]
 
+    def tail(self, row: int, column: str) -> str:
+        """What tells a cell from others in a few letters: its last folder and name, and the part of it."""
+        path, mark, part = self.manifest.rows[row][column].rpartition("#")
+        path, mark, part = (path, mark, part) if mark else (part, "", "")
+        return "/".join(path.rstrip("/").split("/")[-2:]) + (mark and f"#{part}")
+
     def told(self, rows: Sequence[int], column: str) -> dict:
         """The part of a finding that names whom it concerns."""
         subjects = tuple(dict.fromkeys(self.subject(row) for row in rows))

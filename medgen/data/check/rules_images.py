@@ -14,6 +14,7 @@ _NUMBER = re.compile(r"\d+(\.\d+)?")
 _SCALE = 10.0  # times that an image's 99th percentile may differ from the column's median
 _SPACING = 1.1  # times that voxel sizes may differ
 _UNIT = 300  # times: no two scans differ so much in voxel size, but millimetres and metres do
+_OVERFLOW = 32767  # HU beyond which there is no material, and no signed number of 16 bits
 _P99 = 198  # place among the quantiles
 
 
@@ -204,7 +205,8 @@ def _range(data: Data, name: str) -> Iterator[Finding]:
 
 def _ct(data: Data, name: str, images: list[tuple[int, Image]]) -> Iterator[Finding]:
     eight = [(i, im) for i, im in images if im.whole and im.low >= 0 and im.high <= 255 and not im.constant]
-    offset = [(i, im) for i, im in images if im.low >= 0 and not im.constant and (i, im) not in eight]
+    over = [(i, im) for i, im in images if im.high > _OVERFLOW]
+    offset = [(i, im) for i, im in images if im.low >= 0 and not im.constant and im.high <= _OVERFLOW and (i, im) not in eight]
     if offset:
         least = spread([im.low for _, im in offset])
         share = f"{len(offset)} of {len(images)} CT images have no value below 0 (least {least})"
@@ -240,7 +242,15 @@ def _ct(data: Data, name: str, images: list[tuple[int, Image]]) -> Iterator[Find
             "train with ct_hu and floor: -1024 (data.source.channels.<column>.floor), or they become values far below the window",
             **data.told(_rows(padded), name),
         )
-    dense = [(i, im) for i, im in images if im.high > 4000]
+    if over:
+        most = max(im.high for _, im in over)
+        found = (
+            f"{name}: {counted(len(over), 'CT image reaches', 'CT images reach')} {most:g} HU, which no metal does: "
+            "negative numbers that were written as unsigned (sign or overflow)"
+        )
+        remedy = "convert the DICOM again into signed numbers (int16 or float32), or subtract 65536 from the values above 32767"
+        yield Finding(ERROR, "ct-overflow", found, remedy, **data.told(_rows(over), name))
+    dense = [(i, im) for i, im in images if 4000 < im.high <= _OVERFLOW]
     if dense:
         most = max(im.high for _, im in dense)
         found = f"{name}: {counted(len(dense), 'image exceeds', 'images exceed')} 4000 HU (up to {most:g}): metal or contrast"
