@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from html import escape
 from pathlib import Path
 
 import numpy as np
 import pytest
+from dicom_samples import AXIAL, series
 from test_check import Set, found, head
 from test_training import TINY
 
 from medgen.cli.main import main
 from medgen.cli.train import main as train
+from medgen.data.check.checker import check
+from medgen.data.check.document import document
+from medgen.data.check.report import write
 from medgen.data.files import FileData
 from medgen.data.phantom.export import write_phantoms
 
@@ -90,3 +95,65 @@ def test_an_example_of_duplicates_names_a_split_only_where_there_are_splits(imag
         del row["split"]
     said = found(images.checked(), "duplicate-across-subjects").found
     assert "such as a (a_0_t1.nii.gz) and b (b_1_t1.nii.gz)" in said
+
+
+def scanned(folder: Path) -> Path:
+    main(["data", "scan", str(folder), "-o", str(folder / "manifest.csv"), "--overwrite"])
+    return folder / "manifest.csv"
+
+
+def body(seed: int, shape: tuple[int, int, int] = (24, 22, 6)) -> np.ndarray:
+    """A lump with texture in air, in Hounsfield units."""
+    rng = np.random.default_rng(seed)
+    inside = sum(np.linspace(-1, 1, n).reshape([-1 if i == k else 1 for i in range(3)]) ** 2 for k, n in enumerate(shape)) < 0.8
+    return np.where(inside, rng.normal(40, 60, shape), -1000).astype(np.int16)
+
+
+def test_each_matter_of_a_dicom_series_has_its_own_remedy_once(tmp_path):
+    undeclared = body(1)
+    undeclared[0] = -3024
+    series(tmp_path / "a", undeclared, AXIAL, PatientID="A", SeriesInstanceUID="1.2.1")
+    declared = body(2)
+    declared[0] = -2000
+    series(tmp_path / "b", declared, AXIAL, PatientID="B", SeriesInstanceUID="1.2.2", PixelPaddingValue=-2000)
+    series(tmp_path / "c", body(3), AXIAL, PatientID="C", SeriesInstanceUID="1.2.3")
+    series(tmp_path / "c", body(3)[:, :, :1], AXIAL, PatientID="C", SeriesInstanceUID="1.2.3", first=50)
+    (tmp_path / "c" / "read.me").write_text("no image")
+    findings = {f.code: f for f in check(scanned(tmp_path), workers=1).findings}
+    assert {code: f.severity for code, f in findings.items() if f.columns == ("image",) and not code.startswith("near")} == {
+        "ct-padding": "warning",
+        "padding-declared": "note",
+        "slices-repeated": "note",
+        "files-skipped": "note",
+    }
+    assert len({f.remedy for f in findings.values()}) == len(findings)
+    assert findings["ct-padding"].subjects == ("A",) and "not declared" in findings["ct-padding"].reasons[0]
+    assert "1 identical copy" in findings["slices-repeated"].found and "held more than once" in findings["slices-repeated"].found
+
+
+def test_a_truncated_slice_is_named_and_every_cell_says_why_it_cannot_be_read(tmp_path):
+    for k in range(3):
+        series(tmp_path / "P" / f"s{k}", body(k), AXIAL, PatientID="P", SeriesInstanceUID=f"1.2.{k}", SeriesNumber=k + 1)
+    for k, cut in ((0, 100), (2, 300)):
+        path = tmp_path / "P" / f"s{k}" / "im003"
+        path.write_bytes(path.read_bytes()[:-cut])
+    manifest = scanned(tmp_path)
+    checked = check(manifest, workers=1)
+    unread = found(checked, "unreadable")
+    assert [checked.data.manifest.rows[i]["image"] for i, _ in unread.places] == ["P/s0#1", "P/s2#3"]
+    assert all(f"/s{k}/im003: a truncated DICOM file, with " in why for k, why in zip((0, 2), unread.reasons, strict=True))
+    told = next(f for f in document(checked)["findings"] if f["code"] == "unreadable")
+    assert [(c["row"], c["cell"], c["reason"]) for c in told["cells"]] == [
+        (1, "P/s0#1", unread.reasons[0]),
+        (3, "P/s2#3", unread.reasons[1]),
+    ]
+    page = write(checked, tmp_path / "report")[0].read_text()
+    assert escape(unread.reasons[1]) in page and "P, image: P/s2#3" in page
+
+
+def test_pictures_of_a_finding_say_which_series_they_are(tmp_path):
+    for k in range(2):
+        series(tmp_path / "P" / f"s{k}", body(k) + 2000, AXIAL, PatientID="P", SeriesInstanceUID=f"1.2.{k}", SeriesNumber=k + 1)
+    checked = check(scanned(tmp_path), workers=1)
+    page = write(checked, tmp_path / "report")[0].read_text()
+    assert "<figcaption>P, image, P/s0#1</figcaption>" in page and "<figcaption>P, image, P/s1#2</figcaption>" in page

@@ -146,4 +146,4 @@ def _finding(
 ) -> Finding:
     subjects = tuple(dict.fromkeys(map(data.subject, rows)))
     shown = tuple(place for group in groups[:2] for place in group[:2])[:SHOWN]
-    return Finding(severity, code, found, remedy, names, subjects, shown)
+    return Finding(severity, code, found, remedy, names, subjects, shown, tuple(place for group in groups for place in group))

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 
 import numpy as np
 
+from medgen.data.check import rules_format
 from medgen.data.check.facts import Image
 from medgen.data.check.finding import ERROR, NOTE, WARNING, Data, Finding, counted, spread, tally
 
-_NUMBER = re.compile(r"\d+(\.\d+)?")
 _SCALE = 10.0  # times that an image's 99th percentile may differ from the column's median
 _SPACING = 1.1  # times that voxel sizes may differ
 _UNIT = 300  # times: no two scans differ so much in voxel size, but millimetres and metres do
@@ -23,10 +22,10 @@ def rules(data: Data) -> Iterator[Finding]:
     for name in data.of("image", "kspace", "labels"):
         yield from _values(data, name)
         yield from _headers(data, name)
-        yield from _told_by_format(data, name)
+        ranges = _range(data, name) if data.columns[name].kind == "image" else ()
+        yield from rules_format.absorbed(list(ranges), rules_format.told(data, name))
     for name in data.of("image"):
         yield from _scales(data, name)
-        yield from _range(data, name)
 
 
 def modality(data: Data, name: str) -> str | None:
@@ -50,10 +49,10 @@ def _unread(data: Data) -> Iterator[Finding]:
         damaged = [i for i in rows if i not in set(absent)]
         for code, some, what in (("missing-file", absent, "lead to no file"), ("unreadable", damaged, "cannot be read")):
             if some:
-                said = data.rows[some[0]].failures[name]
-                found = f"{name}: {counted(len(some), 'cell')} {what}, the first because: {said}"
+                reasons = [data.rows[i].failures[name] for i in some]
+                found = f"{name}: {counted(len(some), 'cell')} {what}, the first because: {reasons[0]}"
                 remedy = "correct the paths" if code == "missing-file" else "copy or export them again, or leave their rows out"
-                yield Finding(ERROR, code, found, remedy, **{**data.told(some, name), "shown": ()})
+                yield Finding(ERROR, code, found, remedy, **{**data.told(some, name, reasons), "shown": ()})
 
 
 def _values(data: Data, name: str) -> Iterator[Finding]:
@@ -171,18 +170,6 @@ def _geometry(data: Data, name: str, images: list[tuple[int, Image]]) -> Iterato
         yield Finding(
             NOTE, "mixed-orientations", found, "nothing to do: volumes are turned to RAS when they are read for training", (name,)
         )
-
-
-def _told_by_format(data: Data, name: str) -> Iterator[Finding]:
-    """What the reader of the format says of single files: sentences that differ in their numbers alone are one finding."""
-    said: dict[str, list[tuple[int, str]]] = {}
-    for i, image in data.images(name):
-        for text in image.meta.get("findings", ()):
-            said.setdefault(_NUMBER.sub("#", str(text)), []).append((i, str(text)))
-    for told in said.values():
-        rows = list(dict.fromkeys(i for i, _ in told))
-        found = f"{name}: {told[0][1]}" + (f" (the first of {len(rows)} images of which this is said)" if len(rows) > 1 else "")
-        yield Finding(WARNING, "from-format", found, "see whether these images are what you need", **data.told(rows, name))
 
 
 def _scales(data: Data, name: str) -> Iterator[Finding]:

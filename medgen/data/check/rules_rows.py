@@ -153,7 +153,8 @@ def _outside(data: Data, name: str, maps: list[tuple[int, Image]]) -> Iterator[F
 
 def _both(data: Data, rows: list[int], first: str, second: str) -> dict:
     told = data.told(rows, first)
-    return {**told, "columns": (first, second), "shown": tuple((row, name) for row in rows[:2] for name in (first, second))}
+    places = tuple((row, name) for row in rows for name in (first, second))
+    return {**told, "columns": (first, second), "shown": places[:4], "places": places}
 
 
 def _apart(a: Image, b: Image) -> float:

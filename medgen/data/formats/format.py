@@ -48,6 +48,25 @@ class Header:
         return total
 
 
+class Said(str):
+    """What a reader tells of one file in `meta["findings"]`: the sentence, and what to do about it.
+
+    Attributes:
+        remedy: a sentence of its own.
+        code: short and stable; sentences of a file that share it are one matter.
+        note: whether it is good to know and nothing to look into.
+    """
+
+    remedy: str
+    code: str
+    note: bool
+
+    def __new__(cls, text: str, remedy: str = "see whether these images are what you need", code: str = "from-format", note: bool = False):
+        made = super().__new__(cls, text)
+        made.remedy, made.code, made.note = remedy, code, note
+        return made
+
+
 @dataclass(frozen=True)
 class Format:
     """How one kind of file is read. Functions may raise anything on a damaged file: `medgen.data.readers` names the file.

@@ -37,8 +37,9 @@ def read(tree: Tree) -> Table:
         for part in parts:
             row = {"subject": subject, "image": f"{folder}#{part}", "modality": series.modality, "description": series.description}
             table.rows.append({**row, "study": series.study, "series": series.uid})
-        if series.findings:
-            odd.append(f"{subject}, series {series.number}: {series.findings[0]}")
+        strange = [text for text in series.findings if not getattr(text, "note", False)]
+        if strange:
+            odd.append(f"{subject}, series {series.number}: {strange[0]}")
         if any(word in series.description.lower() for word in _SCOUT):
             scouts.append(subject)
     if not table.rows:
