@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import warnings
 from html import escape
 from pathlib import Path
 
@@ -13,6 +15,8 @@ from test_training import TINY
 
 from medgen.cli.main import main
 from medgen.cli.train import main as train
+from medgen.core.errors import MedgenWarning
+from medgen.core.volume import Volume
 from medgen.data.check.checker import check
 from medgen.data.check.document import document
 from medgen.data.check.report import write
@@ -67,6 +71,56 @@ def test_volumes_that_are_asked_for_with_a_slice_axis_are_refused_with_the_remed
     main([*asked, remedy])
     assert "1 volumes" in capsys.readouterr().out
     assert FileData(str(manifest), {"t1": {"name": "mr_percentile"}}, (16, 16, 16)).facts()["slice_axis"] is None
+
+
+def said_of(folder: Path, rule: str, capsys: pytest.CaptureFixture, *words: str) -> list[str]:
+    """What preparing the drawn heads with a rule for t1 warns of."""
+    manifest = folder / "heads" / "manifest.csv"
+    if not manifest.exists():
+        write_phantoms(folder / "heads", subjects=3, shape=(20, 22, 20))
+    main(["data", "prepare", "data=slices", f"data.source.manifest={manifest}", "data.source.size=[16,16]", *words, *rule.split()])
+    return [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+
+
+def test_a_map_of_another_modality_is_told(tmp_path, capsys):
+    rule = "data.source.channels.t1.name="
+    assert said_of(tmp_path, f"{rule}mr_percentile", capsys) == []
+    (said,) = said_of(tmp_path, f"{rule}ct_hu", capsys)[:1]
+    fits = "mr_percentile fits (data.source.channels.t1.name=mr_percentile)"
+    assert said == f"warning: column t1 is MR (manifest.columns.json); ct_hu expects Hounsfield units; {fits}"
+    (said,) = said_of(tmp_path, f"{rule}unit_range", capsys)[:1]
+    assert said == f"warning: column t1 is MR (manifest.columns.json); unit_range expects values from 0 to 255; {fits}"
+    (tmp_path / "heads" / "manifest.columns.json").unlink()
+    assert "column t1 is MR (by its name)" in said_of(tmp_path, f"{rule}ct_hu +data.source.channels.t1.low=-900", capsys)[0]
+
+
+def test_the_modality_of_a_dicom_header_counts_and_mr_percentile_does_not_fit_ct(tmp_path):
+    series(tmp_path / "a", body(1), AXIAL, PatientID="A")
+    (tmp_path / "list.csv").write_text("subject,image\na,a\n")
+    source = FileData(str(tmp_path / "list.csv"), {"image": {"name": "mr_percentile"}}, (16, 16))
+    with pytest.warns(MedgenWarning, match=r"column image is CT \(its first header\); mr_percentile expects a magnitude .* ct_hu fits"):
+        source.split("train")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", MedgenWarning)
+        FileData(str(tmp_path / "list.csv"), {"image": {"name": "ct_hu"}}, (16, 16)).split("train")
+
+
+@pytest.mark.parametrize(
+    ("high", "low_to", "high_to"), [(10, -1, 39), (100000, -1, -1), (200, -1, 1)], ids=["beyond", "a sliver", "as it should be"]
+)
+def test_values_that_come_to_lie_far_from_the_networks_range_are_told(tmp_path, high, low_to, high_to):
+    image = np.tile(np.linspace(0, 200, 32, dtype=np.float32)[:, None, None], (1, 32, 4))
+    Volume(image[None], np.eye(4)).save(tmp_path / "a.nii.gz")
+    (tmp_path / "list.csv").write_text("subject,image\na,a.nii.gz\n")
+    source = FileData(str(tmp_path / "list.csv"), {"image": {"name": "unit_range", "high": high}}, (32, 32))
+    with warnings.catch_warnings(record=True) as told:
+        source.split("train")
+    if high == 200:
+        assert not told
+        return
+    (said,) = [str(warning.message) for warning in told]
+    low, top = map(float, re.search(r"1 of 1 images that were looked at lie in about \[(.*), (.*)\]", said).groups())
+    assert abs(low - low_to) < 0.5 and abs(top - high_to) < 0.5 and said.startswith("image: unit_range brings values")
 
 
 # ---------------------------------------------------------------- what a check says

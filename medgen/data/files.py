@@ -6,7 +6,7 @@ import hashlib
 import os
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from medgen.core.neighbours import neighbour, neighbours
 from medgen.core.task import MOMENTS
 from medgen.data.cases import Cutter, InMemory, Patches, Planes, RowCases, Unpaired
 from medgen.data.checks import attribute
+from medgen.data.fitting import far, unfit
 from medgen.data.formats.format import read_limit
 from medgen.data.manifest import Manifest
 from medgen.data.options import Options
@@ -131,6 +132,8 @@ class FileData:
             manifest = self.manifest.split(split)
             manifest.require_files(self.recipe.files, blank=self.blank)
             extra = [{"subject": row["subject"], **self._attributes(row)} for row in manifest.rows]
+            first = not self._prepared
+            self._warn(unfit(manifest, self.recipe.columns, self.maps) if first else ())
             rows, failures = self._rows(manifest, progress)
             self._report(manifest, failures)
             rows.extra = [e for place, e in enumerate(extra) if place not in failures]
@@ -138,6 +141,7 @@ class FileData:
             if not rows.counts.sum():
                 found = f"no slice of split '{split}' has {self.options.min_foreground:.1%} of its voxels above the mean"
                 raise MedgenError(f"{manifest.path}: {found}; lower min_foreground")
+            self._warn(far(rows, self.maps) if first else ())
             self._prepared[split] = rows
         return self._prepared[split]
 
@@ -178,6 +182,10 @@ class FileData:
         robust = all(cell.lower().endswith(_ROBUST) for cell in cells)
         small = robust and sum(os.path.getsize(cell) for cell in cells) < _SMALL
         return 0 if small else max(1, min(16, os.cpu_count() or 1))
+
+    def _warn(self, sentences: Iterable[str]) -> None:
+        for sentence in sentences:
+            warnings.warn(sentence, MedgenWarning, stacklevel=3)
 
     def _report(self, manifest: Manifest, failures: Mapping[int, str]) -> None:
         if not failures:

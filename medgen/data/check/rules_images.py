@@ -9,6 +9,7 @@ import numpy as np
 from medgen.data.check import rules_format
 from medgen.data.check.facts import Image
 from medgen.data.check.finding import ERROR, NOTE, WARNING, Data, Finding, counted, spread, tally
+from medgen.data.columns import MODALITY_OF
 
 _SCALE = 10.0  # times that an image's 99th percentile may differ from the column's median
 _SPACING = 1.1  # times that voxel sizes may differ
@@ -35,7 +36,7 @@ def modality(data: Data, name: str) -> str | None:
     told = {str(image.meta.get("modality", "")).upper() for _, image in data.images(name)} - {""}
     if len(told) == 1:
         word = told.pop()
-        return {"PT": "PET", "CR": "XR", "DX": "XR", "RG": "XR", "MG": "XR"}.get(word, word)
+        return MODALITY_OF.get(word, word)
     valued = data.valued(name)
     if valued and np.mean([-1100 <= image.quantiles[1] <= -900 or image.low <= -1000 for _, image in valued]) > 0.5:
         return "CT"

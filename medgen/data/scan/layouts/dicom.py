@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path, PurePosixPath
 
 from medgen.core.errors import MedgenError
-from medgen.data.columns import Column
+from medgen.data.columns import MODALITY_OF, Column
 from medgen.data.scan.layout import Layout, Match, Table, Tree, shortened
 
 _ENDINGS = (".dcm", ".dicom", ".ima")
 _SNIFFED = 5  # files without an ending that are opened to see whether they are DICOM
-_MODALITIES = {"CT": "CT", "MR": "MR", "PT": "PET", "CR": "XR", "DX": "XR", "RG": "XR", "MG": "XR", "US": "US"}
 _SCOUT = ("localizer", "localiser", "scout", "topogram", "surview", "survey")
 
 
@@ -45,7 +44,7 @@ def read(tree: Tree) -> Table:
     if not table.rows:
         raise MedgenError(f"{tree.root}: no DICOM series with images could be read in it")
     kinds = {row["modality"] for row in table.rows}
-    known = _MODALITIES.get(kinds.pop()) if len(kinds) == 1 else None
+    known = MODALITY_OF.get(kinds.pop()) if len(kinds) == 1 else None
     table.columns = {"image": Column("image", known)}
     table.code(["modality"])
     table.columns.update({name: Column("text") for name in ("description", "study", "series")})
