@@ -10,12 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from dicom_samples import AXIAL, series
+from PIL import Image
 from test_check import Set, found, head
 from test_training import TINY
 
+from medgen.checkpoint import build
+from medgen.cli.configs import compose, resolved
 from medgen.cli.main import main
+from medgen.cli.run import contract_of
 from medgen.cli.train import main as train
-from medgen.core.errors import MedgenWarning
+from medgen.core.errors import MedgenError, MedgenWarning
 from medgen.core.volume import Volume
 from medgen.data.check.checker import check
 from medgen.data.check.document import document
@@ -71,6 +75,75 @@ def test_volumes_that_are_asked_for_with_a_slice_axis_are_refused_with_the_remed
     main([*asked, remedy])
     assert "1 volumes" in capsys.readouterr().out
     assert FileData(str(manifest), {"t1": {"name": "mr_percentile"}}, (16, 16, 16)).facts()["slice_axis"] is None
+
+
+# ---------------------------------------------------------------- masks of other numbers than classes
+
+
+@pytest.fixture
+def masked(tmp_path) -> Path:
+    """Two pictures with a mask of 0 and 255 and one of numbered nuclei; a manifest of them."""
+    rng = np.random.default_rng(0)
+    rows = ["subject,split,image,mask,nuclei"]
+    for i, split in enumerate(("train", "validation")):
+        Image.fromarray(rng.integers(0, 256, (16, 16), np.uint8)).save(tmp_path / f"{i}.png")
+        Image.fromarray((rng.random((16, 16)) < 0.4).astype(np.uint8) * 255).save(tmp_path / f"{i}_mask.png")
+        Image.fromarray(np.kron(np.arange(16, dtype=np.uint8).reshape(4, 4) * (3 + i), np.ones((4, 4), np.uint8))).save(
+            tmp_path / f"{i}_nuclei.png"
+        )
+        rows.append(f"s{i},{split},{i}.png,{i}_mask.png,{i}_nuclei.png")
+    (tmp_path / "list.csv").write_text("\n".join(rows) + "\n")
+    return tmp_path / "list.csv"
+
+
+def test_the_words_that_check_gives_make_a_mask_of_0_and_255_train(masked, capsys):
+    checked = check(masked, workers=1)
+    word = re.search(r"'(\+data\.source\.labels\.mask=.*?)'", found(checked, "label-gaps").remedy)[1]
+    assert word == "+data.source.labels.mask={values: [0, 255]}"
+    own = [f"data.source.manifest={masked}", "data.source.size=[16,16]", "~data.source.channels", "data.workers=0"]
+    own += ["+data.source.channels.image.name=unit_range"]
+    task = ["task=synthesis_mask", "task.target=[image]", "~task.labels.tissue", "+task.labels.mask=2"]
+    with pytest.raises(SystemExit):
+        main(["data", "prepare", "data=pictures", *own, "+data.source.labels.mask=2"])
+    assert "has the value 255" in (said := capsys.readouterr().err) and f"'{word}'" in said
+    config = resolved(compose(["data=pictures", *own, *task, word]))
+    data = build(config["data"], trusted=True)
+    assert contract_of(build(config["task"], trusted=True), data.facts()).labels == {"mask": 2}
+    mask = data.source.split("train").case(0, None)["mask"]
+    assert np.array_equal(mask[0] * 255, np.asarray(Image.open(masked.with_name("0_mask.png"))))
+
+
+def test_values_are_classes_in_their_order_and_part_of_the_stores_key(masked):
+    rule, size = {"image": {"name": "unit_range"}}, (16, 16)
+    stored = np.asarray(Image.open(masked.with_name("0_nuclei.png")))
+    read = [FileData(str(masked), rule, size, {"mask": {"values": values}, "nuclei": {"binary": True}}) for values in ([0, 255], [255, 0])]
+    cases = [source.split("train").case(0, None) for source in read]
+    assert np.array_equal(cases[0]["mask"], 1 - cases[1]["mask"]) and cases[0]["mask"].max() == 1
+    assert np.array_equal(cases[0]["nuclei"][0], stored != 0) and read[0].facts()["labels"] == {"mask": 2, "nuclei": 2}
+    keys = {FileData(str(masked), rule, size, {"mask": entry}).store.folder for entry in (2, {"values": [0, 255]}, {"binary": True})}
+    assert len(keys) == 3
+    with pytest.raises(MedgenError, match=r"has the value 255; expected one of its values 0, 254"):
+        FileData(str(masked), rule, size, {"mask": {"values": [0, 254]}}).split("train")
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        ({"value": [0, 255]}, "did you mean 'values'"),
+        ({"classes": 2}, "expected a number of classes"),
+        ({"values": [0, 255], "binary": True}, "expected a number of classes"),
+        ({"values": [0, 255], "classes": 3}, "a different number for each"),
+        ({"values": [1, 1]}, "a different number for each"),
+        ({"values": [0, 0.5]}, "whole numbers, found 0.5"),
+        ("two", "whole numbers, found 'two'"),
+    ],
+)
+def test_an_entry_of_labels_that_says_nothing_is_refused(masked, entry, said):
+    with pytest.raises(MedgenError, match=said):
+        FileData(str(masked), {"image": {"name": "unit_range"}}, (16, 16), {"mask": entry})
+
+
+# ---------------------------------------------------------------- maps that do not fit
 
 
 def said_of(folder: Path, rule: str, capsys: pytest.CaptureFixture, *words: str) -> list[str]:

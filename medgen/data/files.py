@@ -20,6 +20,7 @@ from medgen.data.cases import Cutter, InMemory, Patches, Planes, RowCases, Unpai
 from medgen.data.checks import attribute
 from medgen.data.fitting import far, unfit
 from medgen.data.formats.format import read_limit
+from medgen.data.labelling import LabelRule
 from medgen.data.manifest import Manifest
 from medgen.data.options import Options
 from medgen.data.planes import plane_of
@@ -46,7 +47,8 @@ class FileData:
         manifest: path of the CSV.
         channels: column -> intensity rule, such as {"t1": {"name": "mr_percentile"}}.
         size: two numbers for slices and pictures, three for patches.
-        labels: column of a label map -> number of classes.
+        labels: column of a label map -> number of classes, or how its numbers become classes: {"values": [0, 255]} (the stored number of
+            class 0, 1, ...), {"binary": True} (anything but 0 is class 1).
         attributes: column of an attribute -> number of classes, or 0 for a real number.
         spacing: mm along R, A and S; None keeps what the files have.
         slice_axis: the axis that 2D slices are cut across; 2 is axial. Several, such as [0, 1, 2], cut across each; the first one is the
@@ -58,7 +60,7 @@ class FileData:
         manifest: str,
         channels: Mapping[str, Mapping[str, Any]],
         size: Sequence[int],
-        labels: Mapping[str, int] | None = None,
+        labels: Mapping[str, int | Mapping[str, Any]] | None = None,
         attributes: Mapping[str, int] | None = None,
         spacing: Sequence[float] | None = None,
         slice_axis: int | Sequence[int] | str | None = "auto",
@@ -67,7 +69,9 @@ class FileData:
         self.manifest = Manifest.read(manifest)
         self.maps: dict[str, IntensityMap] = {name: intensity_map(**rule) for name, rule in channels.items()}
         self.size = tuple(int(n) for n in size)
-        self.labels, self.attributes = dict(labels or {}), dict(attributes or {})
+        self.label_rules = {name: LabelRule.said(name, entry) for name, entry in (labels or {}).items()}
+        self.labels = {name: rule.classes for name, rule in self.label_rules.items()}
+        self.attributes = dict(attributes or {})
         self.spacing = None if spacing is None else tuple(float(s) for s in spacing)
         self.slice_axes = _axes(slice_axis, flat=len(self.size) == 2)
         self.options = options or Options()
@@ -116,7 +120,7 @@ class FileData:
         return Recipe(
             columns={name: plane_of(name, self.manifest.columns) for name in self.maps},
             rules={name: rule.describe() for name, rule in self.maps.items()},
-            labels=self.labels,
+            labels=self.label_rules,
             size=self.size,
             spacing=self.spacing,
             axes=self.slice_axes,
