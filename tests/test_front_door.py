@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import warnings
 from html import escape
 from pathlib import Path
@@ -26,6 +27,7 @@ from medgen.data.check.document import document
 from medgen.data.check.report import write
 from medgen.data.files import FileData
 from medgen.data.phantom.export import write_phantoms
+from medgen.data.scan.scanner import scan
 
 
 def slices(manifest: Path, *words: str) -> list[str]:
@@ -284,3 +286,41 @@ def test_pictures_of_a_finding_say_which_series_they_are(tmp_path):
     checked = check(scanned(tmp_path), workers=1)
     page = write(checked, tmp_path / "report")[0].read_text()
     assert "<figcaption>P, image, P/s0#1</figcaption>" in page and "<figcaption>P, image, P/s1#2</figcaption>" in page
+
+
+# ---------------------------------------------------------------- what a scan leaves out
+
+
+def test_a_stray_picture_among_dicom_is_left_out(tmp_path, capsys):
+    for k in range(3):
+        series(tmp_path / f"PAT{k}", body(k), AXIAL, PatientID=f"PAT{k}", SeriesInstanceUID=f"1.2.{k}")
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "PAT1" / "photo.jpg")
+    read = scan(tmp_path)
+    assert read.layout == "dicom" and len(read.table.rows) == 3 and read.left_out == {"PAT1/photo.jpg": "no DICOM"}
+
+
+def test_an_h5_of_something_else_is_left_out_with_the_reason(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    for name, key in (("a.h5", "kspace"), ("weights.h5", "layers")):
+        with h5py.File(tmp_path / name, "w") as file:
+            file[key] = np.ones((2, 8, 8), np.complex64)
+    read = scan(tmp_path)
+    assert [row["image"] for row in read.table.rows] == ["a.h5"]
+    assert read.left_out == {"weights.h5": "holds layers; expected fastMRI's 'kspace'"}
+    (tmp_path / "a.h5").unlink()
+    with pytest.raises(MedgenError, match=r"none of its 1 \.h5 files holds fastMRI's 'kspace'"):
+        scan(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("library", "extra", "name"), [("h5py", "kspace", "a.h5"), ("openslide", "slides", "a.svs"), ("pydicom", "dicom", "a")]
+)
+def test_a_scan_of_images_whose_library_is_missing_names_the_extra(tmp_path, monkeypatch, library, extra, name):
+    if name == "a":
+        series(tmp_path / "data", body(1), AXIAL)
+    else:
+        (tmp_path / "data").mkdir()
+        (tmp_path / "data" / name).write_bytes(b"content")
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(MedgenError, match=rf"pip install 'medgen\[{extra}\]'"):
+        scan(tmp_path / "data")

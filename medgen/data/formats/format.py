@@ -95,16 +95,20 @@ class Format:
     asked: Callable[[Path, str], bool] = lambda path, part: False
 
 
+class MissingLibrary(MedgenError):
+    """A file needs an optional library that is not installed."""
+
+
 def library(name: str, extra: str, what: str) -> ModuleType:
     """An optional library.
 
     Raises:
-        MedgenError: it is not installed.
+        MissingLibrary: it is not installed.
     """
     try:
         return import_module(name)
     except ImportError as error:
-        raise MedgenError(f"reading {what} needs {name}, which is not installed; run: pip install 'medgen[{extra}]'") from error
+        raise MissingLibrary(f"reading {what} needs {name}, which is not installed; run: pip install 'medgen[{extra}]'") from error
 
 
 def read_limit() -> int:

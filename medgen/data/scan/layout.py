@@ -75,10 +75,13 @@ class Tree:
 
 @dataclass(frozen=True)
 class Match:
-    """How sure a layout is: 3 there is a file that only it has, 2 names fit, 1 the shape of the tree fits, 0 last resort."""
+    """How sure a layout is: 3 there is a file that only it has, 2 names fit, 1 the shape of the tree fits, 0 last resort; and how
+    many files it would take, None for all images.
+    """
 
     certainty: int
     reason: str
+    files: int | None = None
 
 
 @dataclass

@@ -16,16 +16,17 @@ _SCOUT = ("localizer", "localiser", "scout", "topogram", "surview", "survey")
 def fits(tree: Tree) -> Match | None:
     named = [file for file in tree.files if file.lower().endswith(_ENDINGS)]
     if named:
-        return Match(2, f"{len(named)} files such as {named[0]}")
-    bare = [file for file in tree.files if not PurePosixPath(file).suffix or PurePosixPath(file).suffix[1:].isdigit()]
+        return Match(2, f"{len(named)} files such as {named[0]}", len(named))
+    bare = [file for file in tree.files if _is_bare(file)]
     found = [file for file in bare[:_SNIFFED] if _is_dicom(tree.root / file)]
-    return Match(2, f"{len(bare)} files without an ending, and {found[0]} is DICOM") if found else None
+    return Match(2, f"{len(bare)} files without an ending, and {found[0]} is DICOM", len(bare)) if found else None
 
 
 def read(tree: Tree) -> Table:
     from medgen.data.formats.dicom_series import series_in
 
     table = Table([], {"image": Column("image")})
+    table.left_out = {file: "no DICOM" for file in tree.images if not (file.lower().endswith(_ENDINGS) or _is_bare(file))}
     unnamed, odd, scouts = [], [], []
     for series in series_in(tree.root, recursive=True):
         folder = _relative(Path(series.folder), tree.root)
@@ -69,6 +70,12 @@ def _tell(table: Table, unnamed: list[str], odd: list[str], scouts: list[str]) -
         table.notes.append(f"{len(odd)} series have something odd, the first: {odd[0]}; `medgen data check` lists all")
     if len(table.columns["modality"].classes) > 1:
         table.notes.append("there are several modalities: keep the rows of one (column modality) before training")
+
+
+def _is_bare(file: str) -> bool:
+    """Whether a file has no ending, or a number for one."""
+    ending = PurePosixPath(file).suffix
+    return not ending or ending[1:].isdigit()
 
 
 def _is_dicom(path: Path) -> bool:
