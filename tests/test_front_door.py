@@ -25,8 +25,12 @@ from medgen.core.volume import Volume
 from medgen.data.check.checker import check
 from medgen.data.check.document import document
 from medgen.data.check.report import write
+from medgen.data.columns import Column, read_columns
 from medgen.data.files import FileData
+from medgen.data.manifest import Manifest
+from medgen.data.options import Options
 from medgen.data.phantom.export import write_phantoms
+from medgen.data.scan.pivot import columns_by
 from medgen.data.scan.scanner import scan
 
 
@@ -324,3 +328,66 @@ def test_a_scan_of_images_whose_library_is_missing_names_the_extra(tmp_path, mon
     monkeypatch.setitem(sys.modules, library, None)
     with pytest.raises(MedgenError, match=rf"pip install 'medgen\[{extra}\]'"):
         scan(tmp_path / "data")
+
+
+# ---------------------------------------------------------------- several series of a study
+
+
+@pytest.fixture
+def studies(tmp_path) -> Path:
+    """Two patients with T1 +C and FLAIR of one study each; the second one has FLAIR twice, and the third nothing but T1 +C."""
+    wanted = [(0, "T1 +C"), (0, "FLAIR"), (1, "T1 +C"), (1, "FLAIR"), (1, "FLAIR"), (2, "T1 +C")]
+    for k, (patient, description) in enumerate(wanted):
+        tags = {"PatientID": f"P{patient}", "StudyInstanceUID": f"1.3.{patient}", "SeriesInstanceUID": f"1.2.{k}", "SeriesNumber": k + 1}
+        series(tmp_path / "data" / f"P{patient}", body(k) + 1000, AXIAL, "MR", first=10 * k, SeriesDescription=description, **tags)
+    return tmp_path / "data"
+
+
+def test_series_of_a_study_come_side_by_side(studies, capsys):
+    main(["data", "scan", str(studies), "-o", str(studies / "list.csv"), "--columns-by", "description"])
+    said = capsys.readouterr().out
+    manifest = Manifest.read(studies / "list.csv")
+    assert [[row[name] for name in ("subject", "t1_c", "flair")] for row in manifest.rows] == [
+        ["P0", "P0#1", "P0#2"],
+        ["P1", "P1#3", "P1#4"],
+        ["P1", "", "P1#5"],
+        ["P2", "P2#6", ""],
+    ]
+    assert read_columns(manifest.path)["t1_c"] == Column("image", "MR", about="T1 +C")
+    assert "note: flair is there more than once in a study (P1): the others are rows of their own" in said
+    assert "t1_c ('T1 +C')" in said and "one row each" not in said and "series" not in manifest.columns and "study" in manifest.columns
+    pair = FileData(str(manifest.path), {c: {"name": "mr_percentile"} for c in ("t1_c", "flair")}, (16, 16), options=Options(missing=True))
+    assert {"t1_c", "flair"} <= pair.split("train").case(0, None).keys()
+
+
+def test_texts_that_make_one_name_are_kept_apart_and_wrong_columns_are_told(tmp_path, studies):
+    series(tmp_path / "data" / "P0", body(9), AXIAL, "MR", first=90, PatientID="P0", SeriesInstanceUID="1.2.9", SeriesDescription="t1 (C)")
+    assert [name for name, column in scan(studies, columns="description").table.columns.items() if column.kind == "image"] == [
+        "t1_c",
+        "flair",
+        "t1_c_2",
+    ]
+    with pytest.raises(MedgenError, match="--columns-by descripton: no such column; did you mean 'description'"):
+        scan(studies, columns="descripton")
+    with pytest.raises(MedgenError, match="for rows of one image each, and these have t1_c, flair"):
+        columns_by(scan(studies, columns="description").table, "study")
+
+
+def test_contrasts_in_one_column_are_told_by_scan_and_check(studies, capsys):
+    checked = check(scanned(studies), workers=1)
+    assert "2 studies hold series of different descriptions (FLAIR and T1 +C)" in capsys.readouterr().out
+    mixed = found(checked, "mixed-series")
+    assert mixed.severity == "warning" and mixed.subjects == ("P0", "P1") and "--columns-by description" in mixed.remedy
+    assert "T1 +C in 3, FLAIR in 3" in mixed.found
+
+
+def test_rules_of_a_modality_hold_for_its_images_in_a_mixed_column(tmp_path):
+    for k in range(4):
+        modality = "CT" if k == 3 else "MR"
+        series(tmp_path / f"P{k}", body(k) + 1000, AXIAL, modality, PatientID=f"P{k}", SeriesInstanceUID=f"1.2.{k}", SeriesDescription="a")
+    checked = check(scanned(tmp_path), workers=1)
+    offset, mixed = found(checked, "ct-offset"), found(checked, "mixed-modalities")
+    assert offset.subjects == ("P3",) and "1 of 1 CT images" in offset.found
+    assert (
+        mixed.severity == "warning" and "MR in 3, CT in 1" in mixed.found and not [f for f in checked.findings if f.code == "mixed-series"]
+    )

@@ -17,7 +17,7 @@ def run(options: argparse.Namespace) -> None:
     """Write the CSV and its JSON and say what they hold."""
     path = Path(options.output)
     free([path, sidecar(path)], options.overwrite)  # before a long walk
-    found = scan(options.folder, options.layout, options.pattern)
+    found = scan(options.folder, options.layout, options.pattern, options.columns_by)
     write(found, path, options.overwrite)
     print("\n".join([*lines(found), f"manifest: {path} ({len(found.table.rows)} rows), columns described in {sidecar(path)}"]))
 

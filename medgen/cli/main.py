@@ -172,6 +172,12 @@ def _scan(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--pattern", help="of the files' paths, such as '{subject}/{channel}.nii.gz'; further names become attributes, {_} is ignored"
     )
+    parser.add_argument(
+        "--columns-by",
+        metavar="COLUMN",
+        help="of rows with one image, such as DICOM series: put those of a study side by side, in a column for each text of COLUMN "
+        "(description, modality)",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing manifest")
     parser.set_defaults(run=_lazy("data"))
 

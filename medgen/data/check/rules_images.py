@@ -6,10 +6,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from medgen.data.check import rules_format
+from medgen.data.check import rules_format, rules_series
 from medgen.data.check.facts import Image
 from medgen.data.check.finding import ERROR, NOTE, WARNING, Data, Finding, counted, spread, tally
-from medgen.data.columns import MODALITY_OF
 
 _SCALE = 10.0  # times that an image's 99th percentile may differ from the column's median
 _SPACING = 1.1  # times that voxel sizes may differ
@@ -27,16 +26,16 @@ def rules(data: Data) -> Iterator[Finding]:
         yield from rules_format.absorbed(list(ranges), rules_format.told(data, name))
     for name in data.of("image"):
         yield from _scales(data, name)
+        yield from rules_series.rules(data, name)
 
 
 def modality(data: Data, name: str) -> str | None:
     """Declared, else told by the files, else CT where most images reach below -900 and are volumes or slices."""
     if data.columns[name].modality:
         return data.columns[name].modality
-    told = {str(image.meta.get("modality", "")).upper() for _, image in data.images(name)} - {""}
+    told = {rules_series.modality_of(image) for _, image in data.images(name)} - {None}
     if len(told) == 1:
-        word = told.pop()
-        return MODALITY_OF.get(word, word)
+        return told.pop()
     valued = data.valued(name)
     if valued and np.mean([-1100 <= image.quantiles[1] <= -900 or image.low <= -1000 for _, image in valued]) > 0.5:
         return "CT"
@@ -186,9 +185,13 @@ def _scales(data: Data, name: str) -> Iterator[Finding]:
 
 def _range(data: Data, name: str) -> Iterator[Finding]:
     rules_of = {"CT": _ct, "MR": _mr, "PET": _pet}
-    kind = modality(data, name)
-    if kind in rules_of:
-        yield from rules_of[kind](data, name, data.valued(name))
+    declared, groups = data.columns[name].modality, {}
+    usual = modality(data, name)
+    for i, image in data.valued(name):
+        groups.setdefault(declared or rules_series.modality_of(image) or usual, []).append((i, image))
+    for kind, images in groups.items():
+        if kind in rules_of:
+            yield from rules_of[kind](data, name, images)
 
 
 def _ct(data: Data, name: str, images: list[tuple[int, Image]]) -> Iterator[Finding]:

@@ -92,6 +92,7 @@ class Table:
         rows: column -> cell; "subject" and perhaps "split", images as paths relative to the root (with `#part`).
         columns: all others than subject and split.
         notes: what the user should know: ambiguities, choices, what is missing.
+        of_rows: notes on what a row is, which hold until rows are joined.
         left_out: file -> why no row names it, where there is a reason beyond "no part of this layout".
     """
 
@@ -99,6 +100,7 @@ class Table:
     columns: dict[str, Column]
     notes: list[str] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
+    of_rows: list[str] = field(default_factory=list)
 
     def code(self, names: list[str]) -> None:
         """Turn texts of these columns into what FileData takes."""

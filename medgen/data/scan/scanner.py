@@ -18,6 +18,7 @@ from medgen.data.readers import parted, peek
 from medgen.data.scan import layouts as package
 from medgen.data.scan import pattern as by_pattern
 from medgen.data.scan.layout import Layout, Match, Table, Tree, shortened
+from medgen.data.scan.pivot import columns_by
 
 _STRAY = 10  # times as many files as a layout takes make another one, as sure of itself, the right one
 
@@ -45,12 +46,13 @@ class Scan:
         return tuple(dict.fromkeys(row["subject"] for row in self.table.rows))
 
 
-def scan(folder: str | Path, layout: str | None = None, pattern: str | None = None) -> Scan:
+def scan(folder: str | Path, layout: str | None = None, pattern: str | None = None, columns: str | None = None) -> Scan:
     """The images of a folder as rows of a manifest.
 
     Args:
         layout: take it as this layout.
         pattern: of the files' paths; see `medgen.data.scan.pattern.read`.
+        columns: text column, such as "description", whose texts become columns of images; see `medgen.data.scan.pivot`.
 
     Raises:
         MedgenError: nothing there, no layout fits, several fit as well as each other, or the folder breaks the rules of its layout.
@@ -64,6 +66,9 @@ def scan(folder: str | Path, layout: str | None = None, pattern: str | None = No
         chosen, reason, others = _choose(tree, layout)
         name, table = chosen.name, chosen.read(tree)
         table.notes += [f"it also looks like '{other}' ({why}); if it is that: --layout {other}" for other, why in others]
+    if columns:
+        table = columns_by(table, columns)
+    table.notes[:0] = table.of_rows
     table.fill()
     _look(tree.root, table)
     _named_after(tree.root, table)

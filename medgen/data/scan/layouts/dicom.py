@@ -59,7 +59,7 @@ def _tell(table: Table, unnamed: list[str], odd: list[str], scouts: list[str]) -
         counts[row["subject"]] = counts.get(row["subject"], 0) + 1
     several = [subject for subject, n in counts.items() if n > 1]
     if several:
-        table.notes.append(
+        table.of_rows.append(
             f"{len(several)} of {len(counts)} patients have several series ({shortened(several)}): one row each, under one subject"
         )
     if unnamed:
@@ -69,7 +69,20 @@ def _tell(table: Table, unnamed: list[str], odd: list[str], scouts: list[str]) -
     if odd:
         table.notes.append(f"{len(odd)} series have something odd, the first: {odd[0]}; `medgen data check` lists all")
     if len(table.columns["modality"].classes) > 1:
-        table.notes.append("there are several modalities: keep the rows of one (column modality) before training")
+        remedy = "keep the rows of one (column modality) before training, or give each a column by --columns-by modality"
+        table.of_rows.append(f"there are several modalities: {remedy}")
+    mixed = _mixed(table)
+    if mixed:
+        told = f"{len(mixed)} studies hold series of different descriptions ({shortened(list(dict.fromkeys(mixed.values())))})"
+        table.of_rows.append(f"{told}: where these are contrasts, --columns-by description puts them side by side")
+
+
+def _mixed(table: Table) -> dict[tuple[str, str], str]:
+    """(subject, study) -> the descriptions of its series, where there are several."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for row in table.rows:
+        found.setdefault((row["subject"], row["study"]), []).append(row["description"])
+    return {study: " and ".join(sorted(set(words))) for study, words in found.items() if len(set(words) - {""}) > 1}
 
 
 def _is_bare(file: str) -> bool:
