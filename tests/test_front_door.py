@@ -260,6 +260,7 @@ def test_each_matter_of_a_dicom_series_has_its_own_remedy_once(tmp_path):
         "files-skipped": "note",
     }
     assert len({f.remedy for f in findings.values()}) == len(findings)
+    assert "+data.source.channels.image.floor=-1024" in findings["ct-padding"].remedy
     assert findings["ct-padding"].subjects == ("A",) and "not declared" in findings["ct-padding"].reasons[0]
     assert "1 identical copy" in findings["slices-repeated"].found and "held more than once" in findings["slices-repeated"].found
 

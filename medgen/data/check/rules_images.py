@@ -230,7 +230,7 @@ def _ct(data: Data, name: str, images: list[tuple[int, Image]]) -> Iterator[Find
             WARNING,
             "ct-padding",
             found,
-            "train with ct_hu and floor: -1024 (data.source.channels.<column>.floor), or they become values far below the window",
+            f"train with ct_hu and add +data.source.channels.{name}.floor=-1024, or they become values far below the window",
             **data.told(_rows(padded), name),
         )
     if over:
