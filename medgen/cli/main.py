@@ -126,13 +126,7 @@ def _evaluate(parser: argparse.ArgumentParser) -> None:
     _model(parser)
     _output(parser)
     _judged(parser)
-    parser.add_argument(
-        "--labels",
-        action="append",
-        default=[],
-        metavar="NAME=CLASSES",
-        help="a label map of the manifest, for regions; a mask: NAME=0,255 or NAME=binary",
-    )
+    parser.add_argument("--labels", action="append", default=[], metavar="NAME=CLASSES", help="a label map of the manifest, for regions")
     parser.add_argument("--domain", metavar="COLUMN", help="compare over the values of a column: site, scanner, field, sex, ...")
     parser.add_argument("--parts", nargs="+", metavar="PART", help="only these: pixel samples feature task hallucination calibration ...")
     parser.add_argument("--quick", action="store_true", help="leave out what trains networks")
