@@ -297,7 +297,7 @@ def test_gaps_in_label_values_and_instances(images):
     images.rows[0]["mask"] = save(images.folder / "mask.nii.gz", (head(1) > 0).astype(np.uint8) * 255)
     checked = images.checked()
     gaps = {f.columns[0]: f for f in checked.findings if f.code == "label-gaps"}
-    assert "write 1 where it is 255" in gaps["mask"].remedy
+    assert "'+data.source.labels.mask={values: [0, 255]}'" in gaps["mask"].remedy
     assert "0, 1, 2, 4" in gaps["seg"].found and "5 classes" in gaps["seg"].remedy
     assert found(checked, "label-instances").columns == ("cells_mask",)
 

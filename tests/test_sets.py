@@ -20,7 +20,7 @@ TRAPS = {
     "ms_brain": ["mr-negative: .*negative voxels .*after skull stripping"],
     "hippocampus": ["mixed-types: image: mixed data types: float32 in 152, uint8 in 48", "other-scale: image: 21 images"],
     "ct_chest": [
-        r"from-format: .*declared padding \(values from -3024\): set to -1024 HU \(the first of 5",
+        r"padding-declared: .*declared padding \(values from -3024\): set to -1024 HU \(the first of 5",
         "ct-padding: .*16 of 59 CT images have values below -1024",
         "several-rows: 15 of 34 subjects",
     ],

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from medgen.cli.evaluate import _labels
 from medgen.core.contract import Contract
 from medgen.core.errors import MedgenError
 from medgen.core.levels import Karras
 from medgen.core.volume import Volume
 from medgen.data.manifest import Manifest
+from medgen.data.readers import read
 from medgen.evaluation.cost import Calls
 from medgen.evaluation.section import Estimate, Level, Section, skipped
 from medgen.evaluation.work import Work, network_units
@@ -73,6 +75,21 @@ def test_a_case_is_on_the_models_grid_with_its_row_and_regions(work):
     np.testing.assert_allclose(case.target[0, 0], expected, atol=1e-5)
     np.testing.assert_array_equal(case.regions["tissue"][0, 0], expected > 0)
     assert case.body.dtype == torch.bool and case.body.shape == (1, 1, *SHAPE)
+
+
+def test_regions_are_read_from_masks_of_0_and_255(work):
+    manifest = work().manifest.path
+    for name in ("0_tissue", "1_tissue", "2_tissue"):
+        path = manifest.with_name(f"{name}.nii.gz")
+        stored = read(path)
+        Volume((stored.array * 255).astype(np.uint8), stored.affine).save(path, overwrite=True)
+    with pytest.raises(MedgenError, match="has the value 255"):
+        work(labels={"tissue": 2}).case(1)
+    for word in ("tissue=0,255", "tissue=binary"):
+        case = work(labels=_labels([word])).case(1)
+        assert torch.equal(case.regions["tissue"], (case.target > 0).long())
+    with pytest.raises(MedgenError, match=r"--labels takes NAME=CLASSES .* got 'tissue=0;255'"):
+        _labels(["tissue=0;255"])
 
 
 def test_an_answer_is_made_once_and_draws_are_averaged(work):

@@ -19,7 +19,7 @@ def run(options: argparse.Namespace) -> None:
     """Write the CSV and its JSON and say what they hold."""
     path = Path(options.output)
     free([path, sidecar(path)], options.overwrite)  # before a long walk
-    found = scan(options.folder, options.layout, options.pattern)
+    found = scan(options.folder, options.layout, options.pattern, options.columns_by)
     write(found, path, options.overwrite)
     written = f"manifest: {path} ({len(found.table.rows)} rows), columns described in {sidecar(path)}"
     print("\n".join([*lines(found), written, *training_line(Manifest.parse(path), found.table.columns)]))

@@ -74,14 +74,21 @@ def _work(options: argparse.Namespace) -> Work:
     )
 
 
-def _labels(said: list[str]) -> dict[str, int]:
-    """`--labels name=classes`."""
-    found = {}
+def _labels(said: list[str]) -> dict[str, int | dict[str, Any]]:
+    """`--labels name=classes`, `name=0,255` (the stored number of class 0, 1, ...) or `name=binary`."""
+    found: dict[str, int | dict[str, Any]] = {}
     for item in said:
-        name, _, classes = item.partition("=")
-        if not classes.isdecimal() or int(classes) < 2:
-            raise MedgenError(f"--labels takes NAME=CLASSES with at least 2 classes (0 is the background), got '{item}'")
-        found[name] = int(classes)
+        name, _, told = item.partition("=")
+        numbers = told.split(",")
+        if told == "binary":
+            found[name] = {"binary": True}
+        elif len(numbers) > 1 and all(number.isdecimal() for number in numbers):
+            found[name] = {"values": [int(number) for number in numbers]}
+        elif told.isdecimal() and int(told) >= 2:
+            found[name] = int(told)
+        else:
+            expected = "NAME=CLASSES with at least 2 classes (0 is the background), NAME=0,255 or NAME=binary"
+            raise MedgenError(f"--labels takes {expected}, got '{item}'")
     return found
 
 

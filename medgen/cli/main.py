@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-import warnings
 from collections.abc import Sequence
-from typing import Any
 
-from medgen.core.errors import MedgenError, MedgenWarning
+from medgen.cli.warned import as_sentences
+from medgen.core.errors import MedgenError
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -19,7 +18,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         return train(arguments[1:])
     options = parser().parse_args(arguments)
-    warnings.showwarning = _shown
+    as_sentences()
     try:
         options.run(options)
     except MedgenError as error:
@@ -61,13 +60,6 @@ def parser() -> argparse.ArgumentParser:
     _demo(commands.add_parser("demo", help="train a small diffusion model on drawn brains and report"))
     _doctor(commands.add_parser("doctor", help="check this machine, and predict the memory of an experiment"))
     return top
-
-
-def _shown(message: Warning | str, category: type[Warning], *place: Any) -> None:
-    """medgen's own warnings as a sentence, others as Python does."""
-    own = issubclass(category, MedgenWarning)
-    text = f"warning: {message}\n" if own else warnings.formatwarning(message, category, *place[:2])
-    print(text, end="", file=sys.stderr)
 
 
 def _generate(parser: argparse.ArgumentParser) -> None:
@@ -188,6 +180,12 @@ def _scan(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--layout", metavar="NAME", help="take the folder as this layout, whatever it looks like")
     parser.add_argument(
         "--pattern", help="of the files' paths, such as '{subject}/{channel}.nii.gz'; further names become attributes, {_} is ignored"
+    )
+    parser.add_argument(
+        "--columns-by",
+        metavar="COLUMN",
+        help="of rows with one image, such as DICOM series: put those of a study side by side, in a column for each text of COLUMN "
+        "(description, modality)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing manifest")
     parser.set_defaults(run=_lazy("data"))

@@ -13,6 +13,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
+from medgen.cli.warned import as_sentences
 from medgen.core.errors import MedgenError
 from medgen.training import ranks
 
@@ -21,6 +22,7 @@ GONE = object()
 
 def main() -> None:
     """Read the job, leave when the launcher does, train."""
+    as_sentences()
     job = json.loads(sys.stdin.buffer.readline())
     threading.Thread(target=_follow, daemon=True).start()
     folder = Path(job["folder"])

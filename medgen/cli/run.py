@@ -21,7 +21,7 @@ from medgen.cli.finetune import begin
 from medgen.cli.latents import cache_latents, examples_of
 from medgen.cli.launch import INTERRUPTED, check_processes, check_same_batch, images_a_step, settle, supervise
 from medgen.core.contract import Contract
-from medgen.core.errors import MedgenError, nearest
+from medgen.core.errors import MedgenError, MedgenWarning, nearest
 from medgen.core.model import Example
 from medgen.core.neighbours import neighbours
 from medgen.core.random import Rng
@@ -114,7 +114,8 @@ def _say_waiting(clock: Any) -> None:
         return
     print(f"waited for data: {clock.share:.0%} of the training time", file=sys.stderr)
     if clock.share > WAITING:
-        warnings.warn(f"more than {WAITING:.0%} of the time was spent waiting for data; raise data.workers", stacklevel=2)
+        said = f"more than {WAITING:.0%} of the time was spent waiting for data; raise data.workers"
+        warnings.warn(said, MedgenWarning, stacklevel=2)
 
 
 class Assembled(NamedTuple):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from medgen.cli.configs import compose, config_dir, groups, register_resolvers, resolved
+from medgen.cli.warned import as_sentences
 from medgen.core.errors import MedgenError
 
 USAGE = """\
@@ -32,6 +33,7 @@ Trains a model and writes runs/<name>/<date>: configuration, metrics.csv, sample
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry of `train.py`; exits with status 2 and one sentence on bad input, 130 after Ctrl-C."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    as_sentences()
     if "RANK" in os.environ:
         from medgen.cli.rank import member
         from medgen.training.ranks import launched

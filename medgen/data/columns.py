@@ -20,6 +20,8 @@ from medgen.data.readers import formats, parted
 FILES = ("image", "kspace", "labels")
 KINDS = (*FILES, "attribute", "text", "ignore")
 MODALITIES = ("CT", "MR", "PET", "XR", "US", "picture")
+# as DICOM calls them
+MODALITY_OF = {"CT": "CT", "MR": "MR", "PT": "PET", "CR": "XR", "DX": "XR", "RG": "XR", "MG": "XR", "US": "US"}
 
 EMPTY = {"", "n/a", "na", "nan", "null"}
 _LONGEST = 64  # characters of a class's name

@@ -6,19 +6,21 @@ import hashlib
 import os
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from medgen.core.errors import MedgenError, nearest
+from medgen.core.errors import MedgenError, MedgenWarning, nearest
 from medgen.core.intensity import IntensityMap, intensity_map
 from medgen.core.neighbours import neighbour, neighbours
 from medgen.core.task import MOMENTS
 from medgen.data.cases import Cutter, InMemory, Patches, Planes, RowCases, Unpaired
 from medgen.data.checks import attribute
+from medgen.data.fitting import far, unfit
 from medgen.data.formats.format import read_limit
+from medgen.data.labelling import LabelRule
 from medgen.data.manifest import Manifest
 from medgen.data.options import Options
 from medgen.data.planes import plane_of
@@ -45,11 +47,12 @@ class FileData:
         manifest: path of the CSV.
         channels: column -> intensity rule, such as {"t1": {"name": "mr_percentile"}}.
         size: two numbers for slices and pictures, three for patches.
-        labels: column of a label map -> number of classes.
+        labels: column of a label map -> number of classes, or how its numbers become classes: {"values": [0, 255]} (the stored number of
+            class 0, 1, ...), {"binary": True} (anything but 0 is class 1).
         attributes: column of an attribute -> number of classes, or 0 for a real number.
         spacing: mm along R, A and S; None keeps what the files have.
         slice_axis: the axis that 2D slices are cut across; 2 is axial. Several, such as [0, 1, 2], cut across each; the first one is the
-            contract's, across which a volume is cut at last.
+            contract's, across which a volume is cut at last. "auto" is 2 for slices and none for patches.
     """
 
     def __init__(
@@ -57,19 +60,20 @@ class FileData:
         manifest: str,
         channels: Mapping[str, Mapping[str, Any]],
         size: Sequence[int],
-        labels: Mapping[str, int] | None = None,
+        labels: Mapping[str, int | Mapping[str, Any]] | None = None,
         attributes: Mapping[str, int] | None = None,
         spacing: Sequence[float] | None = None,
-        slice_axis: int | Sequence[int] | None = 2,
+        slice_axis: int | Sequence[int] | str | None = "auto",
         options: Options | None = None,
     ):
         self.manifest = Manifest.read(manifest)
         self.maps: dict[str, IntensityMap] = {name: intensity_map(**rule) for name, rule in channels.items()}
         self.size = tuple(int(n) for n in size)
-        self.labels, self.attributes = dict(labels or {}), dict(attributes or {})
+        self.label_rules = {name: LabelRule.said(name, entry) for name, entry in (labels or {}).items()}
+        self.labels = {name: rule.classes for name, rule in self.label_rules.items()}
+        self.attributes = dict(attributes or {})
         self.spacing = None if spacing is None else tuple(float(s) for s in spacing)
-        axes = () if slice_axis is None or len(self.size) != 2 else slice_axis
-        self.slice_axes: tuple[int, ...] = (axes,) if isinstance(axes, int) else tuple(axes)
+        self.slice_axes = _axes(slice_axis, flat=len(self.size) == 2)
         self.options = options or Options()
         self._check()
         self._has: dict[str, list[set[str]]] = {}
@@ -116,7 +120,7 @@ class FileData:
         return Recipe(
             columns={name: plane_of(name, self.manifest.columns) for name in self.maps},
             rules={name: rule.describe() for name, rule in self.maps.items()},
-            labels=self.labels,
+            labels=self.label_rules,
             size=self.size,
             spacing=self.spacing,
             axes=self.slice_axes,
@@ -132,6 +136,8 @@ class FileData:
             manifest = self.manifest.split(split)
             manifest.require_files(self.recipe.files, blank=self.blank)
             extra = [{"subject": row["subject"], **self._attributes(row)} for row in manifest.rows]
+            first = not self._prepared
+            self._warn(unfit(manifest, self.recipe.columns, self.maps) if first else ())
             rows, failures = self._rows(manifest, progress)
             self._report(manifest, failures)
             rows.extra = [e for place, e in enumerate(extra) if place not in failures]
@@ -139,6 +145,7 @@ class FileData:
             if not rows.counts.sum():
                 found = f"no slice of split '{split}' has {self.options.min_foreground:.1%} of its voxels above the mean"
                 raise MedgenError(f"{manifest.path}: {found}; lower min_foreground")
+            self._warn(far(rows, self.maps) if first else ())
             self._prepared[split] = rows
         return self._prepared[split]
 
@@ -180,13 +187,17 @@ class FileData:
         small = robust and sum(os.path.getsize(cell) for cell in cells) < _SMALL
         return 0 if small else max(1, min(16, os.cpu_count() or 1))
 
+    def _warn(self, sentences: Iterable[str]) -> None:
+        for sentence in sentences:
+            warnings.warn(sentence, MedgenWarning, stacklevel=3)
+
     def _report(self, manifest: Manifest, failures: Mapping[int, str]) -> None:
         if not failures:
             return
         first = next(iter(failures.values()))
         several = f"{len(failures)} of {len(manifest)} rows of {manifest.path} cannot be prepared; the first: {first}"
         if self.options.keep.skip_broken and len(failures) < len(manifest):
-            warnings.warn(f"{several}; they are left out", stacklevel=4)
+            warnings.warn(f"{several}; they are left out", MedgenWarning, stacklevel=4)
         else:
             raise MedgenError(first if len(failures) == 1 else several)
 
@@ -197,6 +208,9 @@ class FileData:
             raise MedgenError("channels: expected at least one, such as {t1: {name: mr_percentile}}")
         if self.spacing is not None and (len(self.spacing) != 3 or min(self.spacing) <= 0):
             raise MedgenError(f"spacing: expected three positive numbers of mm or null, found {list(self.spacing)}")
+        if self.slice_axes and len(self.size) == 3:
+            found = f"size {list(self.size)} asks for volumes and slice_axis {list(self.slice_axes)} for slices"
+            raise MedgenError(f"{found}; set data.source.slice_axis=null, or give two numbers of size")
         if not set(self.slice_axes) <= {0, 1, 2} or len(set(self.slice_axes)) < len(self.slice_axes):
             raise MedgenError(f"slice_axis: expected 0 (sagittal), 1 (coronal) or 2 (axial), or several, found {list(self.slice_axes)}")
         names = [*self.maps, *self.labels, *self.attributes]
@@ -250,6 +264,12 @@ class FileData:
     def _about(self) -> dict[str, Any]:
         known = {"name": self.manifest.path.resolve().parent.name, "licence": "unknown", "attribution": "unknown"}
         return {**known, **self.options.about, "subjects": len(self.manifest.split("train").subjects)}
+
+
+def _axes(said: int | Sequence[int] | str | None, flat: bool) -> tuple[int, ...]:
+    if said == "auto":
+        return (2,) if flat else ()
+    return () if said is None else (said,) if isinstance(said, int) else tuple(said)
 
 
 def default_store(manifest: Path) -> Path:

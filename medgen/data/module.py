@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from medgen.core.errors import MedgenError
+from medgen.core.errors import MedgenError, MedgenWarning
 from medgen.data.latents import Latents
 from medgen.data.manifest import EmptySplit
 from medgen.data.order import Balanced, Bucketed, Order, Shuffled
@@ -128,7 +128,8 @@ class DataModule(lightning.LightningDataModule):
         try:
             return self.in_order("validation")
         except EmptySplit as error:
-            warnings.warn(f"training goes on without validation: {error}", stacklevel=2)
+            # not in the name of the caller: it is lightning, whose warnings a run silences
+            warnings.warn(f"training goes on without validation: {error}", MedgenWarning, stacklevel=1)
             return []
 
     def test_dataloader(self) -> DataLoader:

@@ -14,9 +14,10 @@ from medgen.core.intensity import IntensityMap, intensity_map
 from medgen.core.random import generator
 from medgen.core.volume import Volume
 from medgen.data.cases import Prepared
-from medgen.data.checks import check_labels, check_pair, one_plane
+from medgen.data.checks import check_pair, one_plane
 from medgen.data.formats.slide import ENDINGS as SLIDES
 from medgen.data.formats.slide import Slide
+from medgen.data.labelling import LabelRule
 from medgen.data.readers import finite, parted, read_stored
 
 VERSION = 2  # of what a recipe makes of a file; raise it where that changes
@@ -32,7 +33,7 @@ class Recipe:
     Attributes:
         columns: channel -> (column of the manifest, plane of the file or None for its only one).
         rules: channel -> intensity rule as `IntensityMap.describe` gives it.
-        labels: label map -> number of classes.
+        labels: label map -> how its numbers become classes.
         size, spacing: as in `medgen.data.files.FileData`.
         axes: across which slices are cut.
         min_foreground, resize: as in `medgen.data.options.Options`.
@@ -42,7 +43,7 @@ class Recipe:
 
     columns: Mapping[str, tuple[str, int | None]]
     rules: Mapping[str, Mapping[str, Any]]
-    labels: Mapping[str, int]
+    labels: Mapping[str, LabelRule]
     size: tuple[int, ...]
     spacing: tuple[float, ...] | None = None
     axes: tuple[int, ...] = ()
@@ -54,6 +55,9 @@ class Recipe:
     def facts(self) -> dict[str, Any]:
         """What the result depends on, as plain data."""
         facts = {"version": VERSION, "order": list(self.columns), **asdict(self)}  # the first channel tells what is foreground
+        facts["labels"] = {name: rule.classes for name, rule in self.labels.items()}
+        if recoded := {name: rule.describe() for name, rule in self.labels.items() if not rule.plain}:
+            facts["recoded"] = recoded  # not a key of older stores
         facts["rules"] = {name: {k: float(v) if isinstance(v, int) else v for k, v in rule.items()} for name, rule in self.rules.items()}
         if len(self.size) == 3:  # whole volumes are kept, from which windows are cut
             facts |= {"size": 3, "min_foreground": None, "tiles": None}
@@ -72,7 +76,7 @@ class Recipe:
 
     def check_kinds(self) -> None:
         """Refuse kinds of places that do not exist."""
-        known = ["uniform", "foreground", *self.labels, *(f"{name}={k}" for name, n in self.labels.items() for k in range(n))]
+        known = ["uniform", "foreground", *self.labels, *(f"{name}={k}" for name, rule in self.labels.items() for k in range(rule.classes))]
         for kind in self.kinds:
             if kind not in known:
                 raise MedgenError(f"cut.patches: no kind of place '{kind}'; {nearest(kind, known)}")
@@ -155,9 +159,7 @@ class Recipe:
         images = {channel: one_plane(volumes[column], channel, plane) for channel, (column, plane) in columns.items()}
         labels = {name: one_plane(volumes[name], name) for name in self.labels if name in volumes}
         check_pair({**images, **labels}, where)
-        for name, volume in labels.items():
-            check_labels(volume, name, self.labels[name])
-        return images, labels
+        return images, {name: self.labels[name].apply(volume, name) for name, volume in labels.items()}
 
     def _turned(self, volume: Volume) -> Volume:
         if len(volume.shape) == 2 and len(self.size) == 3:

@@ -121,8 +121,9 @@ def segmented(work: Work, training: Training) -> Part:
         raise MedgenError("networks are not trained with --quick")
     if not work.labels:
         raise MedgenError("a fixed segmenter needs label maps: name a column by --labels NAME=CLASSES")
-    name, classes = next(iter(work.labels.items()))
-    data = _data(work, {name: classes}, {})
+    name, entry = next(iter(work.labels.items()))
+    data = _data(work, {name: entry}, {})
+    classes = data.labels[name]
     images, labels, subjects = _labelled(work, data, "train", name)
     _check_subjects(subjects, [row["subject"] for row in work.rows.rows])
     judge = Segmenter(images, labels, classes, training)
@@ -300,7 +301,7 @@ def _resampled(
 # --- data ---------------------------------------------------------------------------------------------------------------------------------
 
 
-def _data(work: Work, labels: Mapping[str, int], attributes: Mapping[str, int]) -> FileData:
+def _data(work: Work, labels: Mapping[str, int | Mapping[str, Any]], attributes: Mapping[str, int]) -> FileData:
     """The manifest as the model's own training would read it, with labels and attributes."""
     contract = work.model.contract
     rules = {c: {k: v for k, v in contract.intensity[c].items() if k != "typical"} for c in contract.target}

@@ -19,8 +19,9 @@ from torch import Tensor
 from medgen.core.errors import MedgenError
 from medgen.core.neighbours import neighbour
 from medgen.core.volume import Volume
-from medgen.data.checks import attribute, check_labels, check_pair, one_plane
+from medgen.data.checks import attribute, check_pair, one_plane
 from medgen.data.files import FileData
+from medgen.data.labelling import LabelRule
 from medgen.data.manifest import Manifest
 from medgen.data.options import Keep, Options
 from medgen.data.planes import plane_of
@@ -71,7 +72,8 @@ class Work:
         draws: samples per case whose mean is scored.
         samples: number of images to draw for measures of sets.
         given: conditions, name -> value.
-        labels: label maps of the manifest -> classes, for regions; they need not be the model's.
+        labels: label maps of the manifest -> classes, or how numbers become classes (`medgen.data.labelling`), for regions; they need not
+            be the model's.
         domain: column of the manifest (site, scanner, field strength, ...) over whose values results are compared; "" is none.
         quick: leave out what trains networks.
         features: networks of the user's that make feature spaces, as `medgen.evaluation.spaces.asked` reads them.
@@ -86,7 +88,7 @@ class Work:
     draws: int = 1
     samples: int = 64
     given: Mapping[str, Any] = field(default_factory=dict)
-    labels: Mapping[str, int] = field(default_factory=dict)
+    labels: Mapping[str, int | Mapping[str, Any]] = field(default_factory=dict)
     domain: str = ""
     quick: bool = False
     features: Sequence[str] = ()
@@ -143,8 +145,7 @@ class Work:
         absent = [c for c in self.model.task.target if c not in volumes]
         if absent:
             raise MedgenError(f"{where}: has no file for '{absent[0]}', which is to be compared with; fill the cell or leave the row out")
-        for name, volume in labels.items():
-            check_labels(volume, name, self.labels[name])
+        labels = {name: LabelRule.said(name, self.labels[name]).apply(volume, name) for name, volume in labels.items()}
         return Case(
             number=number,
             subject=row["subject"],

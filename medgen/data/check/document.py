@@ -11,7 +11,7 @@ import numpy as np
 
 from medgen.data.check.checker import Checked
 from medgen.data.check.facts import QUANTILES, Image
-from medgen.data.check.finding import ERROR, NOTE, SEVERITIES, WARNING, Data
+from medgen.data.check.finding import ERROR, NOTE, SEVERITIES, WARNING, Data, Finding
 from medgen.data.check.rules_images import modality
 from medgen.data.check.rules_table import balance, classes_of
 from medgen.data.columns import FILES
@@ -21,7 +21,7 @@ _TAIL = 1  # quantiles at each end that the histogram leaves out
 
 
 def document(checked: Checked) -> dict[str, Any]:
-    """status ("fit" or "errors"), counts, splits, columns, attributes and findings, with every subject that they concern."""
+    """status ("fit" or "errors"), counts, splits, columns, attributes and findings, with every subject and every cell that they concern."""
     data = checked.data
     counts = Counter(finding.severity for finding in checked.findings)
     return {
@@ -33,8 +33,19 @@ def document(checked: Checked) -> dict[str, Any]:
         "splits": splits(data),
         "columns": {name: column(data, name) for name in data.of(*FILES)},
         "attributes": {name: attribute(data, name) for name in data.of("attribute")},
-        "findings": [{k: v for k, v in asdict(finding).items() if k != "shown"} for finding in checked.findings],
+        "findings": [_finding(data, finding) for finding in checked.findings],
     }
+
+
+def _finding(data: Data, finding: Finding) -> dict[str, Any]:
+    """With every cell that it concerns, and why."""
+    told = {k: v for k, v in asdict(finding).items() if k not in ("shown", "places", "reasons")}
+    reasons = finding.reasons or ("",) * len(finding.places)
+    cells = []
+    for (row, column), reason in zip(finding.places, reasons, strict=True):
+        entry = {"row": row + 1, "subject": data.subject(row), "column": column, "cell": data.manifest.rows[row][column]}
+        cells.append(entry | ({"reason": reason} if reason else {}))
+    return told | {"cells": cells}
 
 
 def headline(checked: Checked) -> str:

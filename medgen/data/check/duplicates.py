@@ -135,9 +135,10 @@ def _by_place(data: Data, groups: list[list[tuple[int, str]]], what: str, exact:
 
 
 def _named(data: Data, place: tuple[int, str]) -> str:
+    """Whose image it is, where it lies, and its split where the manifest has splits."""
     row = data.manifest.rows[place[0]]
-    cell = row[place[1]]
-    return f"{row['subject']} ({row['split']}, {cell.rpartition('#' if '#' in cell else '/')[2]})"
+    split = f"{row['split']}, " if "split" in data.manifest.columns else ""
+    return f"{row['subject']} ({split}{data.tail(*place)})"
 
 
 def _finding(
@@ -145,4 +146,4 @@ def _finding(
 ) -> Finding:
     subjects = tuple(dict.fromkeys(map(data.subject, rows)))
     shown = tuple(place for group in groups[:2] for place in group[:2])[:SHOWN]
-    return Finding(severity, code, found, remedy, names, subjects, shown)
+    return Finding(severity, code, found, remedy, names, subjects, shown, tuple(place for group in groups for place in group))

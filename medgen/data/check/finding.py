@@ -27,6 +27,8 @@ class Finding:
         remedy: what to do.
         columns, subjects: whom it concerns, all of them.
         shown: (row, column) of images worth a look.
+        places: (row, column) of every cell that it concerns, where it is about cells.
+        reasons: of each of these what is wrong with it; empty where `found` says it for all.
     """
 
     severity: str
@@ -36,6 +38,8 @@ class Finding:
     columns: tuple[str, ...] = ()
     subjects: tuple[str, ...] = ()
     shown: tuple[tuple[int, str], ...] = ()
+    places: tuple[tuple[int, str], ...] = ()
+    reasons: tuple[str, ...] = ()
 
 
 @dataclass
@@ -66,10 +70,16 @@ class Data:
     def split(self, row: int) -> str:
         return self.manifest.rows[row]["split"]
 
-    def told(self, rows: Sequence[int], column: str) -> dict:
-        """The part of a finding that names whom it concerns."""
-        subjects = tuple(dict.fromkeys(self.subject(row) for row in rows))
-        return {"columns": (column,), "subjects": subjects, "shown": tuple((row, column) for row in rows[:SHOWN])}
+    def tail(self, row: int, column: str) -> str:
+        """What tells a cell from others in a few letters: its last folder and name, and the part of it."""
+        path, mark, part = self.manifest.rows[row][column].rpartition("#")
+        path, mark, part = (path, mark, part) if mark else (part, "", "")
+        return "/".join(path.rstrip("/").split("/")[-2:]) + (mark and f"#{part}")
+
+    def told(self, rows: Sequence[int], column: str, reasons: Sequence[str] = ()) -> dict:
+        """The part of a finding that names whom it concerns, and why each."""
+        subjects, places = tuple(dict.fromkeys(self.subject(row) for row in rows)), tuple((row, column) for row in rows)
+        return {"columns": (column,), "subjects": subjects, "shown": places[:SHOWN], "places": places, "reasons": tuple(reasons)}
 
 
 def counted(number: int, one: str, many: str | None = None) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from medgen.core.page import document, image, table
 from medgen.data.check.checker import Checked
 from medgen.data.check.document import headline
-from medgen.data.check.finding import ERROR, WARNING, Finding
+from medgen.data.check.finding import ERROR, WARNING, Finding, counted
 
 _LISTED = 8  # subjects in sight; the rest unfolds
 _UNFOLDED = 200  # of which the page lists so many; report.json has all
@@ -71,7 +71,7 @@ def _finding(checked: Checked, group: Sequence[Finding], pictures: Mapping[tuple
     figures = "".join(_figure(checked, place, pictures[place], with_column=True) for place in places if place in pictures)
     remedies = "".join(f'<p class="remedy">{escape(text)}</p>' for text in dict.fromkeys(finding.remedy for finding in group))
     head = f'<span class="tag">{first.severity}</span><span class="code">{escape(first.code)}</span>'
-    return f'<div class="finding {first.severity}">{head}{found}{remedies}{_who(subjects)}{figures}</div>'
+    return f'<div class="finding {first.severity}">{head}{found}{remedies}{_who(subjects)}{_cells(checked, group)}{figures}</div>'
 
 
 def _who(subjects: Sequence[str]) -> str:
@@ -85,9 +85,25 @@ def _who(subjects: Sequence[str]) -> str:
     return f'<details class="who"><summary>{count}: {shown}, ...</summary><p>{escape(", ".join(subjects[:_UNFOLDED]))}{more}</p></details>'
 
 
+def _cells(checked: Checked, group: Sequence[Finding]) -> str:
+    """The files that a finding is about and why, folded."""
+    lines: dict[tuple[int, str], str] = {}
+    for finding in group:
+        lines.update(zip(finding.places, finding.reasons or ("",) * len(finding.places), strict=True))
+    if not lines:
+        return ""
+    data = checked.data
+    items = []
+    for (row, column), reason in list(lines.items())[:_UNFOLDED]:
+        cell = f"{data.subject(row)}, {column}: {data.manifest.rows[row][column]}"
+        items.append(f"<li>{escape(cell)}{f'<br>{escape(reason)}' if reason else ''}</li>")
+    more = f"<p>and {len(lines) - _UNFOLDED} more in report.json</p>" if len(lines) > _UNFOLDED else ""
+    return f'<details class="who"><summary>{counted(len(lines), "file")}</summary><ul>{"".join(items)}</ul>{more}</details>'
+
+
 def _figure(checked: Checked, place: tuple[int, str], png: bytes, with_column: bool) -> str:
     row, column = place
-    label = checked.data.subject(row) + (f", {column}" if with_column else "")
+    label = f"{checked.data.subject(row)}, " + (f"{column}, " if with_column else "") + checked.data.tail(row, column)
     return f"<figure>{image(png, label)}<figcaption>{escape(label)}</figcaption></figure>"
 
 

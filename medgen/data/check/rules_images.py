@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 
 import numpy as np
 
+from medgen.data.check import rules_format, rules_series
 from medgen.data.check.facts import Image
 from medgen.data.check.finding import ERROR, NOTE, WARNING, Data, Finding, counted, spread, tally
 
-_NUMBER = re.compile(r"\d+(\.\d+)?")
 _SCALE = 10.0  # times that an image's 99th percentile may differ from the column's median
 _SPACING = 1.1  # times that voxel sizes may differ
 _UNIT = 300  # times: no two scans differ so much in voxel size, but millimetres and metres do
+_OVERFLOW = 32767  # HU beyond which there is no material, and no signed number of 16 bits
 _P99 = 198  # place among the quantiles
 
 
@@ -22,20 +22,20 @@ def rules(data: Data) -> Iterator[Finding]:
     for name in data.of("image", "kspace", "labels"):
         yield from _values(data, name)
         yield from _headers(data, name)
-        yield from _told_by_format(data, name)
+        ranges = _range(data, name) if data.columns[name].kind == "image" else ()
+        yield from rules_format.absorbed(list(ranges), rules_format.told(data, name))
     for name in data.of("image"):
         yield from _scales(data, name)
-        yield from _range(data, name)
+        yield from rules_series.rules(data, name)
 
 
 def modality(data: Data, name: str) -> str | None:
     """Declared, else told by the files, else CT where most images reach below -900 and are volumes or slices."""
     if data.columns[name].modality:
         return data.columns[name].modality
-    told = {str(image.meta.get("modality", "")).upper() for _, image in data.images(name)} - {""}
+    told = {rules_series.modality_of(image) for _, image in data.images(name)} - {None}
     if len(told) == 1:
-        word = told.pop()
-        return {"PT": "PET", "CR": "XR", "DX": "XR", "RG": "XR", "MG": "XR"}.get(word, word)
+        return told.pop()
     valued = data.valued(name)
     if valued and np.mean([-1100 <= image.quantiles[1] <= -900 or image.low <= -1000 for _, image in valued]) > 0.5:
         return "CT"
@@ -49,10 +49,10 @@ def _unread(data: Data) -> Iterator[Finding]:
         damaged = [i for i in rows if i not in set(absent)]
         for code, some, what in (("missing-file", absent, "lead to no file"), ("unreadable", damaged, "cannot be read")):
             if some:
-                said = data.rows[some[0]].failures[name]
-                found = f"{name}: {counted(len(some), 'cell')} {what}, the first because: {said}"
+                reasons = [data.rows[i].failures[name] for i in some]
+                found = f"{name}: {counted(len(some), 'cell')} {what}, the first because: {reasons[0]}"
                 remedy = "correct the paths" if code == "missing-file" else "copy or export them again, or leave their rows out"
-                yield Finding(ERROR, code, found, remedy, **{**data.told(some, name), "shown": ()})
+                yield Finding(ERROR, code, found, remedy, **{**data.told(some, name, reasons), "shown": ()})
 
 
 def _values(data: Data, name: str) -> Iterator[Finding]:
@@ -172,18 +172,6 @@ def _geometry(data: Data, name: str, images: list[tuple[int, Image]]) -> Iterato
         )
 
 
-def _told_by_format(data: Data, name: str) -> Iterator[Finding]:
-    """What the reader of the format says of single files: sentences that differ in their numbers alone are one finding."""
-    said: dict[str, list[tuple[int, str]]] = {}
-    for i, image in data.images(name):
-        for text in image.meta.get("findings", ()):
-            said.setdefault(_NUMBER.sub("#", str(text)), []).append((i, str(text)))
-    for told in said.values():
-        rows = list(dict.fromkeys(i for i, _ in told))
-        found = f"{name}: {told[0][1]}" + (f" (the first of {len(rows)} images of which this is said)" if len(rows) > 1 else "")
-        yield Finding(WARNING, "from-format", found, "see whether these images are what you need", **data.told(rows, name))
-
-
 def _scales(data: Data, name: str) -> Iterator[Finding]:
     tops = [(i, abs(float(image.quantiles[_P99]))) for i, image in data.valued(name)]
     middle = float(np.median([top for _, top in tops])) if tops else 0.0
@@ -197,14 +185,19 @@ def _scales(data: Data, name: str) -> Iterator[Finding]:
 
 def _range(data: Data, name: str) -> Iterator[Finding]:
     rules_of = {"CT": _ct, "MR": _mr, "PET": _pet}
-    kind = modality(data, name)
-    if kind in rules_of:
-        yield from rules_of[kind](data, name, data.valued(name))
+    declared, groups = data.columns[name].modality, {}
+    usual = modality(data, name)
+    for i, image in data.valued(name):
+        groups.setdefault(declared or rules_series.modality_of(image) or usual, []).append((i, image))
+    for kind, images in groups.items():
+        if kind in rules_of:
+            yield from rules_of[kind](data, name, images)
 
 
 def _ct(data: Data, name: str, images: list[tuple[int, Image]]) -> Iterator[Finding]:
     eight = [(i, im) for i, im in images if im.whole and im.low >= 0 and im.high <= 255 and not im.constant]
-    offset = [(i, im) for i, im in images if im.low >= 0 and not im.constant and (i, im) not in eight]
+    over = [(i, im) for i, im in images if im.high > _OVERFLOW]
+    offset = [(i, im) for i, im in images if im.low >= 0 and not im.constant and im.high <= _OVERFLOW and (i, im) not in eight]
     if offset:
         least = spread([im.low for _, im in offset])
         share = f"{len(offset)} of {len(images)} CT images have no value below 0 (least {least})"
@@ -237,10 +230,18 @@ def _ct(data: Data, name: str, images: list[tuple[int, Image]]) -> Iterator[Find
             WARNING,
             "ct-padding",
             found,
-            "train with ct_hu and floor: -1024 (data.source.channels.<column>.floor), or they become values far below the window",
+            f"train with ct_hu and add +data.source.channels.{name}.floor=-1024, or they become values far below the window",
             **data.told(_rows(padded), name),
         )
-    dense = [(i, im) for i, im in images if im.high > 4000]
+    if over:
+        most = max(im.high for _, im in over)
+        found = (
+            f"{name}: {counted(len(over), 'CT image reaches', 'CT images reach')} {most:g} HU, which no metal does: "
+            "negative numbers that were written as unsigned (sign or overflow)"
+        )
+        remedy = "convert the DICOM again into signed numbers (int16 or float32), or subtract 65536 from the values above 32767"
+        yield Finding(ERROR, "ct-overflow", found, remedy, **data.told(_rows(over), name))
+    dense = [(i, im) for i, im in images if 4000 < im.high <= _OVERFLOW]
     if dense:
         most = max(im.high for _, im in dense)
         found = f"{name}: {counted(len(dense), 'image exceeds', 'images exceed')} 4000 HU (up to {most:g}): metal or contrast"

@@ -10,12 +10,13 @@ import numpy as np
 from medgen.data.check.facts import Image
 from medgen.data.check.finding import ERROR, NOTE, WARNING, Data, Finding, counted, spread
 from medgen.data.check.pairs import Pair
+from medgen.data.labelling import words
 
 _TOLERANCE = 0.05  # voxels by which headers of a grid may differ; as `medgen.data.checks.check_pair`
 _CELLS = 0.4  # of the coarse grid: less is within what contrasts differ
 _GAIN = 0.03  # of correlation that a shift by more than a cell must bring
 _LEAST = 0.3  # correlation below which nothing can be said of a shift
-INSTANCES = "a label map of training has classes: binarise it, or leave it out"
+_LISTED = 16  # values that a remedy writes out
 _OUTSIDE = 0.2  # share of labelled voxels without image below them
 
 
@@ -104,7 +105,7 @@ def _labels(data: Data, name: str) -> Iterator[Finding]:
     many = [i for i, image in maps if image.values is None and i not in set(broken)]
     if many:
         found = f"{name}: {counted(len(many), 'label map has', 'label maps have')} more than 64 values: numbered instances"
-        yield Finding(NOTE, "label-instances", found, INSTANCES, **data.told(many, name))
+        yield Finding(NOTE, "label-instances", found, _instances_remedy(name), **data.told(many, name))
     else:
         yield from _classes(data, name, [(i, image) for i, image in maps if image.values is not None and i not in set(broken)])
     yield from _outside(data, name, maps)
@@ -116,8 +117,7 @@ def _classes(data: Data, name: str, known: list[tuple[int, Image]]) -> Iterator[
     gaps = bool(values) and values != list(range(len(values)))
     if gaps:
         found = f"{name}: the values are {', '.join(f'{v:g}' for v in values[:20])}, with gaps"
-        renumber = f"write 1 where it is {values[1]:g}" if len(values) == 2 and values[0] == 0 else "number the classes from 0 without gaps"
-        yield Finding(WARNING, "label-gaps", found, f"{renumber}, or train with {int(values[-1]) + 1} classes", (name,))
+        yield Finding(WARNING, "label-gaps", found, _gaps_remedy(name, values), (name,))
     declared = len(data.columns[name].classes)
     over = [i for i, image in known if declared and max(image.values) >= declared and not gaps]
     if over:
@@ -131,7 +131,19 @@ def _instances(data: Data, name: str, known: list[tuple[int, Image]]) -> Iterato
     tops = [max(image.values) for _, image in known if image.values]
     if tops and len(set(tops)) > 8 and max(tops) > 16 and len(set(tops)) > len(tops) / 4:
         found = f"{name}: every map counts to another number ({spread(tops)}): numbered instances"
-        yield Finding(NOTE, "label-instances", found, INSTANCES, (name,))
+        yield Finding(NOTE, "label-instances", found, _instances_remedy(name), (name,))
+
+
+def _gaps_remedy(name: str, values: list[float]) -> str:
+    if len(values) > _LISTED:
+        return f"number the classes from 0 without gaps, or take all but 0 as one: add {words(name)} to the command that trains"
+    renumber = f"say which value is which class: add {words(name, values)} to the command that trains"
+    few = values[-1] < 4 * len(values)
+    return renumber + (f", or train with {int(values[-1]) + 1} classes" if few else "")
+
+
+def _instances_remedy(name: str) -> str:
+    return f"training takes classes: take all objects as one by adding {words(name)} to the command that trains, or leave it out"
 
 
 def _outside(data: Data, name: str, maps: list[tuple[int, Image]]) -> Iterator[Finding]:
@@ -153,7 +165,8 @@ def _outside(data: Data, name: str, maps: list[tuple[int, Image]]) -> Iterator[F
 
 def _both(data: Data, rows: list[int], first: str, second: str) -> dict:
     told = data.told(rows, first)
-    return {**told, "columns": (first, second), "shown": tuple((row, name) for row in rows[:2] for name in (first, second))}
+    places = tuple((row, name) for row in rows for name in (first, second))
+    return {**told, "columns": (first, second), "shown": places[:4], "places": places}
 
 
 def _apart(a: Image, b: Image) -> float:

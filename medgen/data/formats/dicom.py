@@ -20,7 +20,8 @@ from medgen.data.formats.dicom_files import ENDINGS, Frame, Image, is_dicom
 from medgen.data.formats.dicom_pet import uptake
 from medgen.data.formats.dicom_pixels import AIR, Rule, rule, stored_planes
 from medgen.data.formats.dicom_series import Group, chosen
-from medgen.data.formats.format import Format, Header, check_size
+from medgen.data.formats.dicom_stack import REPEATED
+from medgen.data.formats.format import Format, Header, Said, check_size
 
 _UNDECLARED = 1e-3  # share of voxels below air that is told
 
@@ -61,9 +62,11 @@ def _described(path: Path, part: str | None) -> tuple[Header, Group, Rule, bool]
         findings += how.findings
     made = rule(group.frames, units, factor, findings)
     if stack is None and image.get("ImagePositionPatient") is not None and image.get("Modality") in ("CT", "MR", "PT"):
-        findings.append("has a position but no usable orientation or pixel spacing: read as a picture without geometry")
+        told = "has a position but no usable orientation or pixel spacing: read as a picture without geometry"
+        findings.append(Said(told, "train on it as a picture, or export it again with its geometry", "no-geometry"))
     if image.get("RealWorldValueMappingSequence"):
-        findings.append("has a real world value mapping, which is not applied")
+        told = "has a real world value mapping, which is not applied"
+        findings.append(Said(told, "apply it when you export, if you need its units", "real-world-values"))
     meta = {**_meta(group, made), "findings": findings}
     if stack is None:
         return Header(group.shape, made.planes, made.dtype, None, made.units, meta), group, made, even
@@ -159,7 +162,8 @@ def _checked_duplicates(path: Path, group: Group) -> list[str]:
                 names = f"{first.image.path.name} and {other.image.path.name}"
                 raise MedgenError(f"{path}: {names} hold different images of the same position; keep one of them")
             copies += 1
-    return [f"{copies} identical cop{'ies' if copies > 1 else 'y'} of slices left out"] if copies else []
+    told = f"{copies} identical cop{'ies' if copies > 1 else 'y'} of slices left out"
+    return [Said(told, REPEATED, "slices-repeated", note=True)] if copies else []
 
 
 def _aired(array: np.ndarray, padding: np.ndarray | None, how: Rule) -> list[str]:
@@ -169,12 +173,14 @@ def _aired(array: np.ndarray, padding: np.ndarray | None, how: Rule) -> list[str
         was, share = array[padding], padding.mean()
         fill = AIR if how.units == "HU" else array[~padding].min()
         array[padding] = fill
-        findings.append(f"{share:.1%} of the voxels are declared padding (values from {was.min():g}): set to {fill:g} {how.units}")
+        told = f"{share:.1%} of the voxels are declared padding (values from {was.min():g}): set to {fill:g} {how.units}"
+        findings.append(Said(told, "nothing to do: they are background now", "padding-declared", note=True))
     if how.units == "HU" and array.size:
         below = float((array < AIR).mean())
         if below > _UNDECLARED:
             told = f"{below:.1%} of the voxels lie below {AIR:g} HU (lowest {array.min():g}), which no tissue does"
-            findings.append(f"{told}: padding that is not declared, kept as stored")
+            remedy = "declare the column as CT, train with ct_hu and set its floor to -1024"
+            findings.append(Said(f"{told}: padding that is not declared, kept as stored", remedy, "ct-padding"))
     return findings
 
 

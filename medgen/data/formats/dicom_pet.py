@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from medgen.data.formats.dicom_files import Image, finite
+from medgen.data.formats.format import Said
 
 LONGEST = 10.0  # half lives from injection to scan: after these a thousandth of the dose is left
 SHORT = 3 * 3600.0  # seconds of half life (F-18: 6586) up to which a dose does not outlive the day of its injection
@@ -36,7 +37,9 @@ def uptake(images: Sequence[Image]) -> Uptake:
         return Uptake(1.0, "SUV" if kind == "BW" else f"SUV ({kind})")
     if units != "BQML":
         return Uptake(
-            1.0, units or "stored", (f"PET in units '{units}', which no standard tag turns to SUV: kept (private factors are ignored)",)
+            1.0,
+            units or "stored",
+            (_no_suv(f"PET in units '{units}', which no standard tag turns to SUV: kept (private factors are ignored)"),),
         )
     dose, lacks, notes = _dose(images)
     weight = first.number("PatientWeight")
@@ -46,8 +49,13 @@ def uptake(images: Sequence[Image]) -> Uptake:
     corrected = [corrected] if isinstance(corrected, str) else list(corrected)
     lacks += [f"{name} in CorrectedImage" for name in ("ATTN", "DECY") if name not in corrected]
     if lacks or not dose:
-        return Uptake(1.0, "BQML", (f"no SUV: lacks {', '.join(lacks)}; values are Bq/ml",))
+        return Uptake(1.0, "BQML", (_no_suv(f"no SUV: lacks {', '.join(lacks)}; values are Bq/ml"),))
     return Uptake(1000.0 * weight / dose, "SUV", notes)
+
+
+def _no_suv(told: str) -> Said:
+    remedy = "complete the header and read it again, or train on these values with unit_range or mr_percentile"
+    return Said(told, remedy, "pet-activity")
 
 
 def _dose(images: Sequence[Image]) -> tuple[float | None, list[str], tuple[str, ...]]:
@@ -90,7 +98,9 @@ def _delay(drug: Any, begin: datetime | None, half: float) -> tuple[float | None
     if moment is None or (told is not None and half > SHORT):
         return None, ()
     delay = (begin - (moment - timedelta(days=1) if moment > begin else moment)).total_seconds()
-    notes = () if told is None else (f"the injection is dated {told:%Y-%m-%d} and the scan {begin:%Y-%m-%d}: only its clock time is used",)
+    said = "" if told is None else f"the injection is dated {told:%Y-%m-%d} and the scan {begin:%Y-%m-%d}: only its clock time is used"
+    remedy = "nothing to do where dates were shifted to hide the patient; else correct the date of the injection"
+    notes = (Said(said, remedy, "injection-date", note=True),) if said else ()
     return (delay, notes) if delay <= LONGEST * half else (None, ())
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from medgen.core.errors import MedgenError
 from medgen.data.formats.dicom_files import Frame, Image, dataset, quiet
+from medgen.data.formats.format import Said
 
 AIR = -1024.0  # HU that padding of a CT becomes: the lowest value of a 12-bit CT, which every window maps to its lower end
 _JPEG = "1.2.840.10008.1.2.4."
@@ -80,10 +81,12 @@ def rule(frames: Sequence[Frame], units: str, factor: float, findings: list[str]
     dtype = _smallest(low, high) if whole else np.dtype(np.float32)
     made = Rule(dtype, 1, units, factor, padding)
     if kind == "MONOCHROME1" and units == "stored":
-        findings.append("MONOCHROME1 (low values are bright): inverted")
+        told = "MONOCHROME1 (low values are bright): inverted"
+        findings.append(Said(told, "nothing to do: what is shown bright is high now", "monochrome1", note=True))
         return replace(made, mirror=ends[0] + ends[1])
     if kind == "MONOCHROME1":
-        findings.append(f"MONOCHROME1 (shown inverted): its values in {units} are kept")
+        told = f"MONOCHROME1 (shown inverted): its values in {units} are kept"
+        findings.append(Said(told, "nothing to do: the values are right, whatever a viewer shows", "monochrome1", note=True))
     return made
 
 
@@ -105,9 +108,19 @@ def stored_planes(image: Image, indices: Sequence[int]) -> Iterator[np.ndarray]:
     """The frames `indices` of a file: (rows, columns), or (rows, columns, 3) of colour.
 
     Raises:
-        MedgenError: a compressed image of another size than its header says, no decoder for its compression.
-        Exception: whatever a decoder raises on a damaged file.
+        MedgenError: a damaged or truncated file, which it names, a compressed image of another size than its header says, no decoder for
+            its compression.
     """
+    try:
+        yield from _decoded(image, indices)
+    except (MedgenError, MemoryError):
+        raise
+    except Exception as error:  # decoders of damaged files raise everything that there is, and the file is one of many in its folder
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise MedgenError(f"{image.path}: a damaged or truncated DICOM file ({first}); copy or export it again") from error
+
+
+def _decoded(image: Image, indices: Sequence[int]) -> Iterator[np.ndarray]:
     from pydicom.pixels import iter_pixels
 
     whole = dataset(image.path, pixels=True)
@@ -135,7 +148,8 @@ def stored_planes(image: Image, indices: Sequence[int]) -> Iterator[np.ndarray]:
 
 
 def _complete(whole: Any, image: Image) -> None:
-    """A transfer syntax where the file says none, and compressed frames whose own headers agree with the file's."""
+    """A transfer syntax where the file says none, all the pixels, and compressed frames whose own headers agree with the file's."""
+    from pydicom.pixels.utils import get_expected_length
     from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
     if "TransferSyntaxUID" not in whole.file_meta:
@@ -143,6 +157,13 @@ def _complete(whole: Any, image: Image) -> None:
         whole.file_meta.TransferSyntaxUID = (
             ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian if little else ExplicitVRBigEndian
         )
+    if not any(name in whole for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
+        raise MedgenError(f"{image.path}: a truncated DICOM file, which ends before its pixels; copy or export it again")
+    if not whole.file_meta.TransferSyntaxUID.is_compressed and "PixelData" in whole:
+        there, expected = len(whole.PixelData), get_expected_length(whole)
+        if there < expected:
+            said = f"a truncated DICOM file, with {there} of the {expected} bytes of its pixels"
+            raise MedgenError(f"{image.path}: {said}; copy or export it again")
     if str(whole.file_meta.TransferSyntaxUID).startswith(_JPEG) and "PixelData" in whole:
         from pydicom.encaps import generate_frames
 

@@ -16,6 +16,7 @@ import numpy as np
 from medgen.core.errors import MedgenError
 from medgen.data.formats.dicom_files import Folder, Frame, Image, frames_of, is_dicom, listed, opened
 from medgen.data.formats.dicom_stack import Stack, stacked
+from medgen.data.formats.format import Said
 
 EVEN = "+even"
 _ALIKE = 1e-3  # orientations (unit vectors) and relative pixel spacings that count as equal
@@ -190,9 +191,11 @@ def _fits(first: Frame, frame: Frame) -> bool:
 def _notes(folder: Folder) -> list[str]:
     notes = []
     if folder.damaged:
-        notes.append(f"{len(folder.damaged)} damaged DICOM file(s) skipped: {', '.join(folder.damaged[:3])}")
+        told = f"{len(folder.damaged)} damaged DICOM file(s) skipped: {', '.join(folder.damaged[:3])}"
+        notes.append(Said(told, "copy these files again: the slices in them are missing", "files-damaged"))
     if folder.others or folder.without_pixels:
-        notes.append(f"skipped in the folder: {folder.others} other file(s), {folder.without_pixels} DICOM file(s) without pixels")
+        told = f"skipped in the folder: {folder.others} other file(s), {folder.without_pixels} DICOM file(s) without pixels"
+        notes.append(Said(told, "nothing to do, if these files are no images", "files-skipped", note=True))
     return notes
 
 

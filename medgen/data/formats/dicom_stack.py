@@ -15,8 +15,10 @@ import numpy as np
 
 from medgen.data.formats.dicom_files import Frame
 from medgen.data.formats.dicom_tags import key_rank, key_title
+from medgen.data.formats.format import Said
 
 _LPS = np.diag([-1.0, -1.0, 1.0])
+REPEATED = "nothing to do: copies count once; if the folder holds two exports of one series, keep one of them"
 SAME = 1e-3  # mm: two positions that are one
 _TOLD, _WRONG = 0.02, 0.1  # share of the slice distance by which a slice may lie off an even grid
 _TILT = 0.1  # degrees
@@ -114,7 +116,8 @@ def _planes(levels: list[list[Frame]], findings: list[str]) -> tuple[list[tuple[
             f"{doubled} of {len(levels)} positions hold several images, others fewer (at most {max(counts)}, at least {min(counts)}): "
             "an echo or time point is not complete; copy the series again"
         )
-    findings.append(f"{doubled} position{'s' * (doubled > 1)} held more than once")
+    told = f"{doubled} position{'s' * (doubled > 1)} held more than once"
+    findings.append(Said(told, REPEATED, "slices-repeated", note=True))
     return [("", levels)], None
 
 
@@ -155,11 +158,13 @@ def _placed(stack: Stack, corners: np.ndarray, normal: np.ndarray, first: Frame)
                 stack.problem = f"its slices are shifted sideways against each other by up to {worst:.3g} mm; export one scan alone"
         stack.tilt = float(np.degrees(np.arccos(min(1.0, float(step @ normal) / float(np.linalg.norm(step))))))
         if stack.tilt > _TILT and (stack.problem is None or stack.repairable):
-            findings.append(f"gantry tilt of {stack.tilt:.2f} degrees: the affine is sheared, which is exact; '+even' makes it upright")
+            told = f"gantry tilt of {stack.tilt:.2f} degrees: the affine is sheared, which is exact; '+even' makes it upright"
+            findings.append(Said(told, "append '+even' to its cell, or data.source.spacing=[...], which resamples too", "gantry-tilt"))
     else:
         known = thickness(first)
         if known is None:
-            findings.append("a single slice that does not say its thickness: 1 mm is taken")
+            told = "a single slice that does not say its thickness: 1 mm is taken"
+            findings.append(Said(told, "nothing to do for slices: only the distance across them is a guess", "slice-thickness", note=True))
         step, distance = normal * (known or 1.0), known or 1.0
     stack.step = distance
     rows, columns = first.spacing
@@ -180,7 +185,9 @@ def _check_distances(stack: Stack) -> float:
     off = float(np.abs(offsets - offsets[0] - mean * np.arange(count)).max())
     if off <= _WRONG * mean:
         if off > _TOLD * mean:
-            stack.findings.append(f"slices lie up to {off:.3g} mm off an even grid of {mean:.4g} mm")
+            told = f"slices lie up to {off:.3g} mm off an even grid of {mean:.4g} mm"
+            remedy = "nothing to do where positions were rounded; else append '+even' to its cell, which interpolates"
+            stack.findings.append(Said(told, remedy, "slices-uneven", note=True))
         return mean
     usual = float(np.median(steps))
     gaps = np.rint(steps / usual).astype(int)

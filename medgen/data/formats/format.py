@@ -48,6 +48,25 @@ class Header:
         return total
 
 
+class Said(str):
+    """What a reader tells of one file in `meta["findings"]`: the sentence, and what to do about it.
+
+    Attributes:
+        remedy: a sentence of its own.
+        code: short and stable; sentences of a file that share it are one matter.
+        note: whether it is good to know and nothing to look into.
+    """
+
+    remedy: str
+    code: str
+    note: bool
+
+    def __new__(cls, text: str, remedy: str = "see whether these images are what you need", code: str = "from-format", note: bool = False):
+        made = super().__new__(cls, text)
+        made.remedy, made.code, made.note = remedy, code, note
+        return made
+
+
 @dataclass(frozen=True)
 class Format:
     """How one kind of file is read. Functions may raise anything on a damaged file: `medgen.data.readers` names the file.
@@ -76,16 +95,20 @@ class Format:
     asked: Callable[[Path, str], bool] = lambda path, part: False
 
 
+class MissingLibrary(MedgenError):
+    """A file needs an optional library that is not installed."""
+
+
 def library(name: str, extra: str, what: str) -> ModuleType:
     """An optional library.
 
     Raises:
-        MedgenError: it is not installed.
+        MissingLibrary: it is not installed.
     """
     try:
         return import_module(name)
     except ImportError as error:
-        raise MedgenError(f"reading {what} needs {name}, which is not installed; run: pip install 'medgen[{extra}]'") from error
+        raise MissingLibrary(f"reading {what} needs {name}, which is not installed; run: pip install 'medgen[{extra}]'") from error
 
 
 def read_limit() -> int:

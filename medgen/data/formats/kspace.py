@@ -29,6 +29,10 @@ _ATTRIBUTES = ("acquisition", "patient_id", "max", "norm", "acceleration", "num_
 _LONGEST = 1 << 20  # characters of a header
 
 
+class NoKSpace(MedgenError):
+    """An .h5 of something else."""
+
+
 @dataclass(frozen=True)
 class KSpace:
     """Measured k-space, of which slices are read when they are asked for.
@@ -170,7 +174,7 @@ def _source(path: Path) -> Iterator[tuple[Any, Any]]:
         with library("h5py", "kspace", "fastMRI's k-space").File(path, "r") as file:
             if "kspace" not in file:
                 names = ", ".join(sorted(file)[:8]) or "nothing"
-                raise MedgenError(f"{path}: holds {names}; expected fastMRI's 'kspace'")
+                raise NoKSpace(f"{path}: holds {names}; expected fastMRI's 'kspace'")
             yield _dataset(path, file, "kspace"), file
     except (MedgenError, MemoryError):
         raise

@@ -75,10 +75,13 @@ class Tree:
 
 @dataclass(frozen=True)
 class Match:
-    """How sure a layout is: 3 there is a file that only it has, 2 names fit, 1 the shape of the tree fits, 0 last resort."""
+    """How sure a layout is: 3 there is a file that only it has, 2 names fit, 1 the shape of the tree fits, 0 last resort; and how
+    many files it would take, None for all images.
+    """
 
     certainty: int
     reason: str
+    files: int | None = None
 
 
 @dataclass
@@ -89,6 +92,7 @@ class Table:
         rows: column -> cell; "subject" and perhaps "split", images as paths relative to the root (with `#part`).
         columns: all others than subject and split.
         notes: what the user should know: ambiguities, choices, what is missing.
+        of_rows: notes on what a row is, which hold until rows are joined.
         left_out: file -> why no row names it, where there is a reason beyond "no part of this layout".
     """
 
@@ -96,6 +100,7 @@ class Table:
     columns: dict[str, Column]
     notes: list[str] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
+    of_rows: list[str] = field(default_factory=list)
 
     def code(self, names: list[str]) -> None:
         """Turn texts of these columns into what FileData takes."""

@@ -13,10 +13,14 @@ import numpy as np
 
 from medgen.core.errors import MedgenError, nearest
 from medgen.data.columns import Column, by_name
+from medgen.data.formats.format import MissingLibrary
 from medgen.data.readers import parted, peek
 from medgen.data.scan import layouts as package
 from medgen.data.scan import pattern as by_pattern
 from medgen.data.scan.layout import Layout, Match, Table, Tree, shortened
+from medgen.data.scan.pivot import columns_by
+
+_STRAY = 10  # times as many files as a layout takes make another one, as sure of itself, the right one
 
 
 @dataclass(frozen=True)
@@ -42,12 +46,13 @@ class Scan:
         return tuple(dict.fromkeys(row["subject"] for row in self.table.rows))
 
 
-def scan(folder: str | Path, layout: str | None = None, pattern: str | None = None) -> Scan:
+def scan(folder: str | Path, layout: str | None = None, pattern: str | None = None, columns: str | None = None) -> Scan:
     """The images of a folder as rows of a manifest.
 
     Args:
         layout: take it as this layout.
         pattern: of the files' paths; see `medgen.data.scan.pattern.read`.
+        columns: text column, such as "description", whose texts become columns of images; see `medgen.data.scan.pivot`.
 
     Raises:
         MedgenError: nothing there, no layout fits, several fit as well as each other, or the folder breaks the rules of its layout.
@@ -61,6 +66,9 @@ def scan(folder: str | Path, layout: str | None = None, pattern: str | None = No
         chosen, reason, others = _choose(tree, layout)
         name, table = chosen.name, chosen.read(tree)
         table.notes += [f"it also looks like '{other}' ({why}); if it is that: --layout {other}" for other, why in others]
+    if columns:
+        table = columns_by(table, columns)
+    table.notes[:0] = table.of_rows
     table.fill()
     _look(tree.root, table)
     _named_after(tree.root, table)
@@ -87,11 +95,17 @@ def _choose(tree: Tree, forced: str | None) -> tuple[Layout, str, list[tuple[str
         raise MedgenError(_unknown(tree))
     fitting.sort(key=lambda pair: -pair[1].certainty)
     best = [pair for pair in fitting if pair[1].certainty == fitting[0][1].certainty]
+    most = max(_files(tree, match) for _, match in best)
+    best = [pair for pair in best if _STRAY * _files(tree, pair[1]) > most]  # not what a stray picture among a series suggests
     if len(best) > 1:
         told = "; or ".join(f"{match.reason} (--layout {known.name})" for known, match in best)
         raise MedgenError(f"{tree.root}: may be read in several ways: {told}; say which, or give a --pattern")
     others = [(known.name, match.reason) for known, match in fitting[1:] if _worth_telling(match, best[0][1])]
     return best[0][0], best[0][1].reason, others
+
+
+def _files(tree: Tree, match: Match) -> int:
+    return len(tree.images) if match.files is None else match.files
 
 
 def _worth_telling(match: Match, best: Match) -> bool:
@@ -118,6 +132,8 @@ def _look(root: Path, table: Table) -> None:
             continue
         try:
             header = peek(root / first)
+        except MissingLibrary:
+            raise
         except MedgenError as error:
             table.notes.append(f"{name}: the header of its first file cannot be read ({error})")
             continue

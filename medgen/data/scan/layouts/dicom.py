@@ -5,28 +5,28 @@ from __future__ import annotations
 from pathlib import Path, PurePosixPath
 
 from medgen.core.errors import MedgenError
-from medgen.data.columns import Column
+from medgen.data.columns import MODALITY_OF, Column
 from medgen.data.scan.layout import Layout, Match, Table, Tree, shortened
 
 _ENDINGS = (".dcm", ".dicom", ".ima")
 _SNIFFED = 5  # files without an ending that are opened to see whether they are DICOM
-_MODALITIES = {"CT": "CT", "MR": "MR", "PT": "PET", "CR": "XR", "DX": "XR", "RG": "XR", "MG": "XR", "US": "US"}
 _SCOUT = ("localizer", "localiser", "scout", "topogram", "surview", "survey")
 
 
 def fits(tree: Tree) -> Match | None:
     named = [file for file in tree.files if file.lower().endswith(_ENDINGS)]
     if named:
-        return Match(2, f"{len(named)} files such as {named[0]}")
-    bare = [file for file in tree.files if not PurePosixPath(file).suffix or PurePosixPath(file).suffix[1:].isdigit()]
+        return Match(2, f"{len(named)} files such as {named[0]}", len(named))
+    bare = [file for file in tree.files if _is_bare(file)]
     found = [file for file in bare[:_SNIFFED] if _is_dicom(tree.root / file)]
-    return Match(2, f"{len(bare)} files without an ending, and {found[0]} is DICOM") if found else None
+    return Match(2, f"{len(bare)} files without an ending, and {found[0]} is DICOM", len(bare)) if found else None
 
 
 def read(tree: Tree) -> Table:
     from medgen.data.formats.dicom_series import series_in
 
     table = Table([], {"image": Column("image")})
+    table.left_out = {file: "no DICOM" for file in tree.images if not (file.lower().endswith(_ENDINGS) or _is_bare(file))}
     unnamed, odd, scouts = [], [], []
     for series in series_in(tree.root, recursive=True):
         folder = _relative(Path(series.folder), tree.root)
@@ -37,14 +37,15 @@ def read(tree: Tree) -> Table:
         for part in parts:
             row = {"subject": subject, "image": f"{folder}#{part}", "modality": series.modality, "description": series.description}
             table.rows.append({**row, "study": series.study, "series": series.uid})
-        if series.findings:
-            odd.append(f"{subject}, series {series.number}: {series.findings[0]}")
+        strange = [text for text in series.findings if not getattr(text, "note", False)]
+        if strange:
+            odd.append(f"{subject}, series {series.number}: {strange[0]}")
         if any(word in series.description.lower() for word in _SCOUT):
             scouts.append(subject)
     if not table.rows:
         raise MedgenError(f"{tree.root}: no DICOM series with images could be read in it")
     kinds = {row["modality"] for row in table.rows}
-    known = _MODALITIES.get(kinds.pop()) if len(kinds) == 1 else None
+    known = MODALITY_OF.get(kinds.pop()) if len(kinds) == 1 else None
     table.columns = {"image": Column("image", known)}
     table.code(["modality"])
     table.columns.update({name: Column("text") for name in ("description", "study", "series")})
@@ -58,7 +59,7 @@ def _tell(table: Table, unnamed: list[str], odd: list[str], scouts: list[str]) -
         counts[row["subject"]] = counts.get(row["subject"], 0) + 1
     several = [subject for subject, n in counts.items() if n > 1]
     if several:
-        table.notes.append(
+        table.of_rows.append(
             f"{len(several)} of {len(counts)} patients have several series ({shortened(several)}): one row each, under one subject"
         )
     if unnamed:
@@ -68,7 +69,26 @@ def _tell(table: Table, unnamed: list[str], odd: list[str], scouts: list[str]) -
     if odd:
         table.notes.append(f"{len(odd)} series have something odd, the first: {odd[0]}; `medgen data check` lists all")
     if len(table.columns["modality"].classes) > 1:
-        table.notes.append("there are several modalities: keep the rows of one (column modality) before training")
+        remedy = "keep the rows of one (column modality) before training, or give each a column by --columns-by modality"
+        table.of_rows.append(f"there are several modalities: {remedy}")
+    mixed = _mixed(table)
+    if mixed:
+        told = f"{len(mixed)} studies hold series of different descriptions ({shortened(list(dict.fromkeys(mixed.values())))})"
+        table.of_rows.append(f"{told}: where these are contrasts, --columns-by description puts them side by side")
+
+
+def _mixed(table: Table) -> dict[tuple[str, str], str]:
+    """(subject, study) -> the descriptions of its series, where there are several."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for row in table.rows:
+        found.setdefault((row["subject"], row["study"]), []).append(row["description"])
+    return {study: " and ".join(sorted(set(words))) for study, words in found.items() if len(set(words) - {""}) > 1}
+
+
+def _is_bare(file: str) -> bool:
+    """Whether a file has no ending, or a number for one."""
+    ending = PurePosixPath(file).suffix
+    return not ending or ending[1:].isdigit()
 
 
 def _is_dicom(path: Path) -> bool:

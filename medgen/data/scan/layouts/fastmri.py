@@ -23,7 +23,8 @@ def fits(tree: Tree) -> Match | None:
 
 
 def read(tree: Tree) -> Table:
-    from medgen.data.formats.kspace import read_kspace
+    from medgen.data.formats.format import MissingLibrary
+    from medgen.data.formats.kspace import NoKSpace, read_kspace
 
     table = Table(
         [], {"image": Column("image", "MR", about="the stored reconstruction, else the root sum of squares of the k-space in the file")}
@@ -37,6 +38,11 @@ def read(tree: Tree) -> Table:
                 row["split"] = split
         try:
             told = read_kspace(tree.root / file).header
+        except MissingLibrary:
+            raise
+        except NoKSpace as error:
+            table.left_out[file] = str(error).partition(": ")[2]
+            continue
         except MedgenError as error:
             unread.append(file)
             table.notes[:] = table.notes or [f"a header could not be read, so its patient and acquisition are not known: {error}"]
@@ -46,6 +52,10 @@ def read(tree: Tree) -> Table:
         if told.get("acquisition"):
             row["acquisition"] = str(told["acquisition"])
         table.rows.append(row)
+    if not table.rows:
+        raise MedgenError(
+            f"{tree.root}: none of its {len(table.left_out)} .h5 files holds fastMRI's 'kspace'; give the folder of the images"
+        )
     if unread:
         table.notes.append(f"{len(unread)} headers could not be read ({shortened(unread)})")
     _finish(table)
