@@ -127,7 +127,13 @@ def _evaluate(parser: argparse.ArgumentParser) -> None:
     _model(parser)
     _output(parser)
     _judged(parser)
-    parser.add_argument("--labels", action="append", default=[], metavar="NAME=CLASSES", help="a label map of the manifest, for regions")
+    parser.add_argument(
+        "--labels",
+        action="append",
+        default=[],
+        metavar="NAME=CLASSES",
+        help="a label map of the manifest, for regions; of a mask NAME=0,255 or NAME=binary",
+    )
     parser.add_argument(
         "--features",
         nargs="+",
