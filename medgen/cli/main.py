@@ -183,7 +183,11 @@ def _scan(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--output", required=True, metavar="CSV", help="manifest to write; beside it a JSON that describes its columns"
     )
-    parser.add_argument("--layout", metavar="NAME", help="take the folder as this layout, whatever it looks like")
+    parser.add_argument(
+        "--layout",
+        metavar="NAME",
+        help="take the folder as this layout, whatever it looks like (docs/data.md has their names; a wrong one lists them)",
+    )
     parser.add_argument(
         "--pattern", help="of the files' paths, such as '{subject}/{channel}.nii.gz'; further names become attributes, {_} is ignored"
     )
