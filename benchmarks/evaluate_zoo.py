@@ -61,7 +61,7 @@ PLANS = (
     Plan("t1_to_t2_diffusion", "brains", ("--domain", "site")),
 )
 SETS = {
-    "slices": "drawn heads between the heights that the prior was trained on; the 64 of training and 16 others",
+    "slices": "drawn heads between the heights that the prior was trained on; the 64 of training and 24 others",
     "xrays": "PneumoniaMNIST, 28 x 28, normal or pneumonia: its training and its validation pictures, each picture once",
     "heads": "drawn heads with skull, 64 voxels of 3.5 mm: for models of stripped heads a test of what they never saw",
     "brains": "patient07 (trained on), patient19 and stroke01 (another site), all skull-stripped",
@@ -74,7 +74,7 @@ def manifests(data: Path, folder: Path) -> None:
     if not (folder / "heads" / "manifest.csv").exists():
         write_phantoms(folder / "heads", 24, ("t1", "t2", "tissue"), (64, 64, 64), splits={"train": 12, "test": 12})
     if not (folder / "slices" / "manifest.csv").exists():
-        write_phantoms(folder / "slices", 80, ("t1",), (64, 64, 64), splits={"train": 64, "test": 16})
+        write_phantoms(folder / "slices", 88, ("t1",), (64, 64, 64), splits={"train": 64, "test": 24})
     _crop(folder / "slices" / "manifest.csv")
     lines = [["subject", "split", "site", "t1", "t2"]]
     for place, split in LESIONS.items():

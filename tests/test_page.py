@@ -263,13 +263,17 @@ def test_the_zoo_takes_numbers_and_card_from_the_report(table, tmp_path, monkeyp
     train([*TINY, "training.validate_every=1", "training.save_every=1", f"run={tmp_path / 'run'}"])
     common = ["--data", str(table), "-o", str(tmp_path / "r"), "--parts", "pixel", "--device", "cpu"]
     main(["evaluate", str(tmp_path / "run"), *common])
-    main(["zoo", "add", str(tmp_path / "run"), "mine", "--zoo", str(tmp_path / "zoo"), "--report", str(tmp_path / "r")])
+    force = ["--force", "one subject, drawn"]
+    main(["export", str(tmp_path / "run"), "-o", str(tmp_path / "mine"), "--report", str(tmp_path / "r"), "--device", "cpu", *force])
+    main(["zoo", "add", str(tmp_path / "mine"), "mine", "--zoo", str(tmp_path / "zoo")])
     told = json.loads((tmp_path / "r" / "evaluation.json").read_text())
     psnr = told["sections"]["pixel"]["numbers"]["regions"]["body"]["psnr"]["mean"]
     assert read_document(tmp_path / "zoo" / "mine")["metrics"]["PSNR"].startswith(f"{psnr:.4g} [")
     capsys.readouterr()
     main(["zoo", "card", str(tmp_path / "r")])
-    assert capsys.readouterr().out == (tmp_path / "zoo" / "mine" / "card.md").read_text()
+    card = (tmp_path / "zoo" / "mine" / "card.md").read_text()
+    assert all(f"{psnr:.4g}" in text for text in (capsys.readouterr().out, card)) and "one subject, drawn" in card
+    assert "list.csv" not in card  # names of files stay behind
     (tmp_path / "r" / "evaluation.json").write_text("{}")
     with pytest.raises(SystemExit):
         main(["zoo", "card", str(tmp_path / "r")])

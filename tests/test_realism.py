@@ -102,7 +102,7 @@ def test_samples_of_the_datas_own_law_are_good_and_changed_ones_bad(folder):
     assert "n = 40" in good.verdict and "KID" in bad.verdict
     assert "no Frechet distance, 200 dimensions need 400 images and there are 40" in good.tables[0].note
     assert len(bad.worst) == 3 and bad.worst[0][0].startswith("sample ")
-    assert good.figures[0].picture.shape == (360, 480, 3)
+    assert good.figures[1].picture.shape == (360, 480, 3) and "least real" in good.figures[0].title
     json.dumps(good.to_dict(), allow_nan=False)
 
 

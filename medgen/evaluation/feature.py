@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from medgen.core.errors import MedgenError
+from medgen.core.picture import gray
 from medgen.evaluation.imagesets import FEWEST, MOST, Images, ImageSets, image_sets
+from medgen.evaluation.pictures import lettered, middle_plane
 from medgen.evaluation.scatter import scatter
 from medgen.evaluation.section import Estimate, Figure, Level, Section, Table, skipped
 from medgen.evaluation.spaces import asked, spaces
@@ -24,7 +26,8 @@ from medgen.metrics.statistics import summarise
 
 NAME, TITLE = "feature", "Realism of the set"
 GOOD, WATCH = 2.0, 5.0  # times the floor
-SHOWN = 3  # worst images
+SHOWN = 3  # worst images that are named
+COLUMNS = 8  # images of a row of the picture
 ALIKE = "no score: the real images are all alike"
 
 
@@ -72,8 +75,10 @@ def compared(images: ImageSets, among: Sequence[Space], seed: int = 0, draws: in
     told.numbers = _numbers(images, found, left, alike)
     told.tables = [_distances(found, left), _overlaps(found)] + ([_diversity(alike)] if alike else [])
     _judge(told, found, alike)
-    told.worst = _worst(images, found[0])
-    told.figures = [_picture(images, found[0])]
+    order, values = _by_realism(images, found[0])
+    said = f"its realism in the space '{found[0].space.name}' is"
+    told.worst = [(images.made.units[i], f"{said} {values[i]:.3g}; 1 is the edge of the real images' manifold") for i in order[:SHOWN]]
+    told.figures = [_worst_picture(images, order[:COLUMNS]), _picture(images, found[0])]
     return told
 
 
@@ -188,13 +193,23 @@ def _estimate(bounds: Bounds, n: int) -> Estimate:
     return Estimate(bounds.value, (bounds.low, bounds.high), n)
 
 
-def _worst(images: ImageSets, first: Found) -> list[tuple[str, str]]:
-    """The made images that lie farthest outside the manifold of real ones."""
+def _by_realism(images: ImageSets, first: Found) -> tuple[list[int], list[float]]:
+    """The made images from the one that lies farthest outside the manifold of real ones on, and the realism of each."""
     features = first.sets.features.split([len(part) for part in (images.made, images.reference, images.held)])
     values = realism(features[0], torch.cat(features[1:]))
-    order = values.argsort().tolist()[:SHOWN]
-    said = f"its realism in the space '{first.space.name}' is"
-    return [(images.made.units[i], f"{said} {float(values[i]):.3g}; 1 is the edge of the real images' manifold") for i in order]
+    return values.argsort().tolist(), values.tolist()
+
+
+def _worst_picture(images: ImageSets, worst: Sequence[int]) -> Figure:
+    rows = [[images.made.images[i] for i in worst], [images.made.images[i] for i in _spread(len(images.made))]]
+    rows.append([images.held.images[i] for i in _spread(len(images.held))])
+    planes = [[gray(middle_plane(image, images.turn), -1.0, 1.0) for image in row] for row in rows]
+    picture = lettered(planes, [], ["the worst", "any made", "real"])
+    return Figure("The least real of the made images", picture, "First row: the least real first. Then made and real images spread evenly.")
+
+
+def _spread(count: int) -> list[int]:
+    return torch.linspace(0, count - 1, min(COLUMNS, count)).round().long().tolist()
 
 
 def _picture(images: ImageSets, first: Found) -> Figure:

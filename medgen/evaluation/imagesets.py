@@ -50,12 +50,14 @@ class ImageSets:
     """Attributes:
     made, reference, held: both of the first are compared with `held`.
     told: what they are, in a sentence.
+    turn: whether planes are of volumes, and turned to be seen upright.
     """
 
     made: Images
     reference: Images
     held: Images
     told: str
+    turn: bool = False
 
 
 def image_sets(work: Work) -> ImageSets:
@@ -66,7 +68,7 @@ def image_sets(work: Work) -> ImageSets:
     """
     found = _of_samples(work) if work.kind == "synthesis" else _of_answers(work)
     made, reference, held = (part.some(MOST, work.seed) for part in (found.made, found.reference, found.held))
-    return ImageSets(made, reference, held, found.told)
+    return ImageSets(made, reference, held, found.told, turn=work.model.contract.spacing is not None)
 
 
 def _of_samples(work: Work) -> ImageSets:

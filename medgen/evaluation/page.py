@@ -41,7 +41,13 @@ def purpose(model: Mapping[str, Any]) -> str:
     target = ", ".join(model["target"])
     if model["kind"] == "translation":
         return f"{', '.join(model['source'])} to {target}"
-    return f"{target} from measurements" if model["kind"] == "reconstruction" else f"new {target} images"
+    return (
+        f"{target} from measurements"
+        if model["kind"] == "reconstruction"
+        else f"new images of {target}"
+        if target != "image"
+        else "new images"
+    )
 
 
 def kind(model: Mapping[str, Any]) -> str:

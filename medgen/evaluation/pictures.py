@@ -72,6 +72,14 @@ def plane(image: Tensor, axis: int, height: int) -> np.ndarray:
     return planes[0] if len(planes) == 1 else np.stack(planes, -1)
 
 
+def middle_plane(image: Tensor, turn: bool) -> np.ndarray:
+    """(C, *S) as (H, W), or (H, W, 3) of three channels: a plane as it is or upright (`turn`); of a volume its middle axial slice."""
+    channels = image if len(image) == 3 else image[:1]
+    planes = [(c if c.ndim == 2 else c.select(2, c.shape[2] // 2)).float().cpu().numpy() for c in channels]
+    planes = [upright(plane) if turn else plane for plane in planes]
+    return planes[0] if len(planes) == 1 else np.stack(planes, -1)
+
+
 def small(picture: np.ndarray) -> np.ndarray:
     """At most `LARGEST` pixels on the longer side."""
     from PIL import Image

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from medgen.core.errors import MedgenError
-from medgen.core.picture import gray, montage, upright
+from medgen.core.picture import gray, montage
 from medgen.core.volume import folder_for
-from medgen.evaluation.pictures import seen
+from medgen.evaluation.pictures import middle_plane, seen
 from medgen.evaluation.section import Figure, Section, Table, skipped
 from medgen.evaluation.work import Work
 from medgen.metrics.feature import describe, frechet, frechet_floor, kernel_distance, nearest_images
@@ -106,7 +106,7 @@ def sample_picture(samples: Tensor, training: Tensor, held_out: Tensor, columns:
     shown = samples[:columns]
     copies = training[nearest_images(shown, training).rows]
     spread = torch.linspace(0, len(held_out) - 1, min(columns, len(held_out))).round().long()
-    return montage([[gray(_plane(image, turn), -1.0, 1.0) for image in row] for row in (shown, copies, held_out[spread])])
+    return montage([[gray(middle_plane(image, turn), -1.0, 1.0) for image in row] for row in (shown, copies, held_out[spread])])
 
 
 def _novelty(samples: Tensor, training: Tensor, held_out: Tensor) -> dict[str, float]:
@@ -120,11 +120,3 @@ def _novelty(samples: Tensor, training: Tensor, held_out: Tensor) -> dict[str, f
         "held_out_median": float(new.median()),
         "share_nearer_than_5th_percentile": float((made < limit).double().mean()),
     }
-
-
-def _plane(image: Tensor, turn: bool) -> np.ndarray:
-    """The first channel, or three colours; of a volume its middle axial slice."""
-    channels = image if len(image) == 3 else image[:1]
-    planes = [(c if c.ndim == 2 else c.select(2, c.shape[2] // 2)).float().cpu().numpy() for c in channels]
-    planes = [upright(plane) if turn else plane for plane in planes]
-    return planes[0] if len(planes) == 1 else np.stack(planes, -1)

@@ -8,6 +8,7 @@ import numpy as np
 
 COLOURS = ((150, 170, 200), (255, 140, 40), (90, 200, 120))
 SIZE, EDGE, RADIUS = (480, 360), 24, 3
+CROWD = 500  # points from which they are drawn smaller
 
 
 def scatter(points: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -23,11 +24,12 @@ def scatter(points: Mapping[str, np.ndarray]) -> np.ndarray:
     scale = float(min((SIZE[0] - 2 * EDGE) / span[0], (SIZE[1] - 3 * EDGE) / span[1]))
     canvas = Image.new("RGB", SIZE)
     draw = ImageDraw.Draw(canvas)
+    radius = RADIUS if len(every) < CROWD else RADIUS / 2
     x = EDGE
     for (name, places), colour in zip(points.items(), COLOURS, strict=False):
         for across, up in (places - middle) * scale * (1, -1):
             left, top = SIZE[0] / 2 + across, (SIZE[1] + EDGE) / 2 + up
-            draw.ellipse((left - RADIUS, top - RADIUS, left + RADIUS, top + RADIUS), fill=colour)
+            draw.ellipse((left - radius, top - radius, left + radius, top + radius), fill=colour)
         draw.ellipse((x, EDGE / 2, x + 2 * RADIUS, EDGE / 2 + 2 * RADIUS), fill=colour)
         draw.text((x + 12, EDGE / 2 - 3), f"{name} ({len(places)})", fill="white")
         x += 24 + int(draw.textlength(f"{name} ({len(places)})"))
