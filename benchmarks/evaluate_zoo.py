@@ -64,7 +64,7 @@ PLANS = (
 SETS = {
     "slices": "drawn heads between the heights that the prior was trained on; the 64 of training and 24 others",
     "xrays": "PneumoniaMNIST, 28 x 28, normal or pneumonia: its training and its validation pictures, each picture once",
-    "heads": "4 drawn heads with skull, 64 voxels of 3.5 mm: for models of stripped heads a test of what they never saw; translations by 6 steps",
+    "heads": "4 drawn heads with skull, 3.5 mm voxels: for models of stripped heads a test of what they never saw; translations by 6 steps",
     "brains": "patient07 (trained on), patient19 and stroke01 (another site), all skull-stripped; translations by 6 steps",
     "hippocampus": "Medical Segmentation Decathlon Task04, 140 subjects to train, 20 to validate, 40 to test",
 }
