@@ -4,7 +4,7 @@ import json
 import re
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -284,3 +284,23 @@ def test_names_of_parts_are_refused_with_the_nearest():
     with pytest.raises(MedgenError, match="did you mean 'samples'"):
         parts.chosen(["sample"])
     assert [part.name for part in parts.chosen(["samples", "pixel"])] == ["pixel", "samples"]
+
+
+def test_what_a_reader_needs_to_repeat_it_is_on_the_page(loaded, table, tmp_path):
+    loaded.model.sampler = SimpleNamespace(steps=4)
+    main(["evaluate", "any", "--data", str(table), "-o", str(tmp_path / "r"), "--parts", "pixel", "--quick"])
+    told = json.loads((tmp_path / "r" / "evaluation.json").read_text())
+    assert told["settings"]["steps"] == 4 and "samples" not in told["settings"]
+    html = (tmp_path / "r" / "evaluation.html").read_text()
+    assert "SimpleNamespace, 4 steps" in html and "in volumes, slice by slice" in html
+    assert "slices along axis 2 as far apart as in the files" in told["sections"]["pixel"]["protocol"]["grid"]
+    assert re.search(r"voxel by voxel \| (passes|look at it|fails|measured) \|", card_text(told, loaded.contract))
+
+
+def test_too_few_subjects_in_domains_are_said_and_a_refused_evaluation_leaves_no_folder(loaded, table, tmp_path, capsys):
+    main(["evaluate", "any", "--data", str(table), "-o", str(tmp_path / "r"), "--parts", "shift", "--domain", "site", "--quick"])
+    told = json.loads((tmp_path / "r" / "evaluation.json").read_text())
+    assert told["sections"]["shift"]["verdict"].startswith("Shown and not judged: fewer than 5 subjects")
+    with pytest.raises(SystemExit):
+        main(["evaluate", "any", "--data", str(table), "-o", str(tmp_path / "none"), "--split", "external"])
+    assert not (tmp_path / "none").exists() and "no row has split 'external'" in capsys.readouterr().err

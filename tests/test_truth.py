@@ -129,7 +129,7 @@ def test_a_model_that_always_paints_the_lesion_shows_it_when_it_is_gone(work):
     assert removed["wrong"].value == 100 and removed["shown"].value == pytest.approx(100, abs=3)
     scan = told.numbers["structures"]
     assert scan["false"]["per_image"].value == 0.25 and scan["lost"]["per_image"].value == 0  # in s3, which has none
-    assert told.level == Level.BAD and told.worst[0] == ("s0", "1 removed lesions still shown")
+    assert told.level == Level.BAD and told.worst[0] == ("s0", "1 lesion that was removed still shown")
 
 
 def test_a_blob_painted_where_nothing_is_counts_once_in_every_image(work):

@@ -27,11 +27,15 @@ def run(options: argparse.Namespace) -> None:
     """Ranks share the answers, or the samples; rank 0 measures and writes. What was made before an interruption is found again."""
     if options.checks and (Path(options.output) / PLAIN).is_file():
         return _say_checks(read_report(options.output))
+    if options.checks and not ranks.rank():
+        print(f"no report in {options.output} yet: it is made first", flush=True)
     with ranks.agreed():
-        paths = free_paths(options.output, overwrite=options.overwrite)
         parts = chosen(options.parts)
         work = _work(options)
         work.rows  # noqa: B018  refuses a manifest that does not fit before anything is made
+        paths = free_paths(options.output, overwrite=options.overwrite)
+    if not ranks.rank() and any(work.kept.glob("*.np[yz]")):
+        print(f"going on with what was made before: {work.kept}", flush=True)
     with bars() as told, ranks.agreed():
         work.make_all(lambda done, of: told("samples" if work.kind == "synthesis" else "answers", done, of))
     ranks.wait()

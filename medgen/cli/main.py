@@ -38,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"error: out of memory ({said}); take a smaller --size or --batch, or a smaller model", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
         sys.exit(130)
 
 
@@ -144,7 +145,7 @@ def _evaluate(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--domain", metavar="COLUMN", help="compare over the values of a column: site, scanner, field, sex, ...")
     parser.add_argument("--parts", nargs="+", metavar="PART", help="only these: pixel samples feature task hallucination calibration ...")
-    parser.add_argument("--quick", action="store_true", help="leave out what trains networks")
+    parser.add_argument("--quick", action="store_true", help="leave out what trains networks or runs the model on changed cases")
     parser.add_argument("--checks", action="store_true", help="say what a model card needs and whether the report has it")
     parser.set_defaults(run=_lazy("evaluate"))
 

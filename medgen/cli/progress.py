@@ -1,10 +1,13 @@
-"""Bars on a terminal's standard error for what takes long."""
+"""Bars on a terminal's standard error for what takes long, and a line now and then where there is none."""
 
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+EVERY = 20.0  # seconds between lines
 
 
 @contextmanager
@@ -17,10 +20,15 @@ def bars() -> Iterator[Callable[[str, int, int], None]]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Bars(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bars:
         tasks: dict[str, int] = {}
+        said = time.monotonic()
 
         def told(what: str, done: int, total: int) -> None:
             if what not in tasks:
                 tasks[what] = bars.add_task(what, total=total)
             bars.update(tasks[what], completed=done)
+            nonlocal said
+            if bars.disable and time.monotonic() - said > EVERY:
+                said = time.monotonic()
+                print(f"{what}: {done} of {total}", file=sys.stderr, flush=True)
 
         yield told

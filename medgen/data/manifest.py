@@ -88,7 +88,8 @@ class Manifest:
         rows = tuple(row for row in self.rows if row["split"] == name)
         if not rows:
             counts = ", ".join(f"{s} ({sum(row['split'] == s for row in self.rows)} rows)" for s in self.splits)
-            raise EmptySplit(f"{self.path}: no row has split '{name}'; the splits there are: {counts}")
+            lacks = "" if "split" in self.columns else "; without a column 'split' all rows are for training: see `medgen data split`"
+            raise EmptySplit(f"{self.path}: no row has split '{name}'; the splits there are: {counts}{lacks}")
         return Manifest(self.path, self.columns, rows)
 
     def require(self, columns: Iterable[str]) -> None:

@@ -52,7 +52,7 @@ def verdicts(found: Compared) -> list[str]:
         metrics = [metric for metric, best in found.best.items() if best == name]
         lines.append(f"{name} is better than every other in {', '.join(HEADS[m] for m in metrics)}.")
     if not named:
-        lines.append("No method is better than every other in any metric: differences are within their intervals.")
+        lines.append("No method is surely better than every other in any metric; the paired differences below say which pairs differ.")
     scores = "; ".join(f"{m.name} {estimate(m.rows, 'body', 'psnr')}" for m in found.methods)
     return [*lines, f"PSNR in the body: {scores}.", *found.notes]
 

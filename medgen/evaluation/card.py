@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from medgen.core.contract import Contract
+from medgen.evaluation.section import WORDS, Level
 
 _METRICS = {"psnr": "PSNR (dB)", "ssim": "SSIM", "nmse": "NMSE", "mae": "MAE (of a range of 2)"}
 _PLACEHOLDER = "To be written by whoever trained the model: input that it was never shown, and what went wrong when it was tried."
@@ -83,6 +84,17 @@ def headline(report: Mapping[str, Any]) -> dict[str, str]:
         found = {"PSNR": f"{_number(body['psnr'])} dB{beside}", "SSIM": f"{_number(body['ssim'])} (n = {n})"}
     elif "samples" in done:
         found = {"feature distance / floor": f"{done['samples']['frechet']['ratio']:.2f}"}
+    return found | _of_task(done)
+
+
+def _of_task(done: Mapping[str, Any]) -> dict[str, str]:
+    """What judges that were trained on samples reach on real images, beside those trained on real ones."""
+    found = {}
+    for arms in done.get("task", {}).get("training", {}).values():
+        for measure, word in (("auroc", "AUROC"), ("dice", "Dice")):
+            made, real = (arms[arm].get(measure, {}).get("value") for arm in ("synthetic", "real"))
+            if made is not None and real is not None:
+                found.setdefault(f"{word} trained on samples", f"{made:.3f} (on real {real:.3f})")
     return found
 
 
@@ -117,7 +129,9 @@ def measured_lines(report: Mapping[str, Any]) -> list[str]:
     if "pixel" in done:
         lines += _table(done["pixel"]["numbers"])
     lines += ["| part | level | what was found |", "|---|---|---|"]
-    lines += [f"| {section['title']} | {section['level']} | {section['verdict'].replace('|', '/')} |" for section in done.values()]
+    lines += [
+        f"| {section['title']} | {WORDS[Level(section['level'])]} | {section['verdict'].replace('|', '/')} |" for section in done.values()
+    ]
     gone = [f"- Not measured: {section['title'].lower()}. {section['skipped']}" for section in sections.values() if section.get("skipped")]
     return [*lines, *gone]
 

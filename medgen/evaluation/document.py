@@ -42,7 +42,8 @@ def document(work: Work, sections: Sequence[Section]) -> dict[str, Any]:
         "settings": {
             "seed": work.seed,
             "draws": work.draws,
-            "samples": work.samples,
+            **({"samples": work.samples} if work.kind == "synthesis" else {}),
+            "steps": getattr(getattr(work.model.model, "sampler", None), "steps", None),
             "given": plain(dict(work.given)),
             "quick": work.quick,
         },

@@ -124,10 +124,14 @@ def _judge(told: Section, found: Sequence[Found], alike: Mapping[str, Estimate])
         f"The made images are {_estimate(result.score, result.size)} times as far from real ones as other real images are "
         f"({middle.headline} in the space '{middle.space.name}', n = {result.size})"
     )
-    told.verdict += "." if farthest is middle else f"; in the space '{farthest.space.name}' {farthest.score:.3g} times."
+    told.verdict += "." if farthest is middle else f"; in the space '{farthest.space.name}' {_times(farthest.score)} times."
     if alike and alike["made"].apart(alike["real"]) and alike["made"].value > alike["real"].value:
         told.verdict += f" They are more alike than real images: MS-SSIM of two is {alike['made']}, of two real ones {alike['real']}."
         told.level = Level.WATCH if told.level == Level.GOOD else told.level
+
+
+def _times(score: float) -> str:
+    return f"{score:.3g}" if score < 1000 else f"{score:,.0f}"
 
 
 def _distances(found: Sequence[Found], left: Mapping[str, str]) -> Table:

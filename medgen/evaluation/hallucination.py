@@ -266,7 +266,7 @@ def _add_parts(told: Section, seen: Sequence[Seen]) -> None:
 
 def _judge(told: Section) -> None:
     rates, scan = told.numbers["lesions"], told.numbers["structures"]
-    parts = [SAID[kind].format(one["wrong"], one["n"]) for kind, one in rates.items()] or ["No lesion was tried"]
+    parts = [_said(kind, one["wrong"], one["n"]) for kind, one in rates.items()] or ["No lesion was tried"]
     false, lost = (scan[kind]["of_body"] for kind in ("false", "lost"))
     told.verdict = f"{'; '.join(parts)}. Structures that are not there fill {false} of the body, lost ones {lost}."
     judged, share = [one["wrong"] for one in rates.values()], max(false.value, lost.value)
@@ -274,6 +274,19 @@ def _judge(told: Section) -> None:
     ends = [one.interval[1] if one.interval else 100.0 for one in judged]
     complete = ("there" in rates or "added" in rates) and all(end <= 100 * WELL for end in ends)
     told.level = Level.BAD if bad else Level.GOOD if complete and share <= 100 * FEW else Level.WATCH
+
+
+def _said(kind: str, wrong: Any, n: int) -> str:
+    text = SAID[kind].format(wrong, n)
+    if n > 1:
+        return text
+    for many, one in (("lesions that are there are", "lesion that is there is"), ("ones are", "one is"), ("ones have", "one has")):
+        text = text.replace(many, one)
+    return text
+
+
+def _counted(count: int, word: str) -> str:
+    return f"{count} {word}{'' if count == 1 else 's'}"
 
 
 def _worst(seen: Sequence[Seen], most: int = 3) -> list[tuple[str, str]]:
@@ -285,9 +298,13 @@ def _worst(seen: Sequence[Seen], most: int = 3) -> list[tuple[str, str]]:
     found = []
     for one in sorted(seen, key=badness, reverse=True)[:most]:
         wrong = {kind: sum(f.wrong for f in one.found if f.kind == kind) for kind in ("there", "added", "removed")}
-        words = {"there": "lesions missed", "added": "added lesions missed or without effect", "removed": "removed lesions still shown"}
-        said = [f"{count} {words[kind]}" for kind, count in wrong.items() if count]
-        said += [f"{one.false} structures that are not there"] if one.false else []
+        words = {"there": "missed", "added": "that was added missed or without effect", "removed": "that was removed still shown"}
+        said = [
+            f"{_counted(count, 'lesion')} {words[kind] if count == 1 else words[kind].replace('was', 'were')}"
+            for kind, count in wrong.items()
+            if count
+        ]
+        said += [f"{_counted(one.false, 'structure')} that {'is' if one.false == 1 else 'are'} not there"] if one.false else []
         if said:
             found.append((one.subject, ", ".join(said)))
     return found

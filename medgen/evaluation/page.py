@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from medgen.core.page import document, image, png, table
-from medgen.evaluation.section import Estimate, Figure, Level, Section, Table
+from medgen.evaluation.section import WORDS, Estimate, Figure, Level, Section, Table
 
 STYLE = Path(__file__).with_name("page.css")
-WORDS = {Level.GOOD: "passes", Level.WATCH: "look at it", Level.BAD: "fails", Level.NONE: "measured"}
 _ORDER = (Level.BAD, Level.WATCH, Level.GOOD, Level.NONE)
 _SHOWN = 12  # rows of a table in sight; a longer one unfolds
 _WIDE, _TIMES = 1100, 2  # pixels of the page; how many times a small picture is enlarged at most
@@ -55,7 +54,9 @@ def kind(model: Mapping[str, Any]) -> str:
     grid = " x ".join(map(str, model["size"]))
     spacing = f" at {' x '.join(f'{s:g}' for s in model['spacing'])} mm" if model["spacing"] else ""
     given = f", given {', '.join(model['conditions'])}" if model["conditions"] else ""
-    return f"{model['kind'].capitalize()} by {model['family']}{given}, {grid}{spacing}, {model['numbers'] / 1e6:.2g} million numbers"
+    if len(model["size"]) == 2 and len(model["spacing"] or ()) == 3:
+        spacing += " in volumes, slice by slice"
+    return f"{model['kind'].capitalize()} by {model['family']}{given}, {grid}{spacing}, {model['numbers'] / 1e6:.2g} million parameters"
 
 
 def _how_good(sections: Sequence[Section]) -> str:
@@ -78,6 +79,7 @@ def _on_what(told: Mapping[str, Any]) -> str:
             str(part) for part in (trained.get("name"), trained.get("subjects") and _count(trained["subjects"], "subject")) if part
         ),
         "given": ", ".join(f"{name}={value}" for name, value in settings["given"].items()),
+        "sampler": f"{told['model']['sampler']}, {_count(settings['steps'], 'step')}" if settings.get("steps") else None,
     }
     return card("On what", facts(known))
 
@@ -87,7 +89,8 @@ def _how_sure(told: Mapping[str, Any], sections: Sequence[Section]) -> str:
     known = any(isinstance(cell, Estimate) and cell.interval for s in sections for shown in s.tables for row in shown.rows for cell in row)
     said = f"{told['settings']['samples']} samples stand beside real images of {_count(n, 'subject')}. " if synthesis else ""
     if known:
-        said += "95 % intervals resample subjects or images. They speak for subjects like these, not for other sites."
+        said += "95 % intervals resample subjects or images (studentised, so that few subjects get wide ones). "
+        said += "They speak for subjects like these, not for other sites."
         said += f" {n} subjects are few: the intervals are rough." if 1 < n < _FEW else ""
     elif n == 1:
         said += "One subject: there is a value and no interval, because one subject cannot tell how much subjects differ."
@@ -187,7 +190,7 @@ def _left_out(sections: Sequence[Section]) -> str:
 
 def _foot(told: Mapping[str, Any]) -> str:
     model, cost = told["model"], told["cost"]
-    spent = f"{cost['seconds']:.2g} s and {cost['evaluations']:g} network evaluations per answer ({cost['device']})" if cost else None
+    spent = f"{cost['seconds']:.3g} s and {cost['evaluations']:g} network evaluations per answer ({cost['device']})" if cost else None
     if cost.get("memory_bytes"):
         spent += f", at most {cost['memory_bytes'] / 1e9:.2g} GB of memory"
     known = {

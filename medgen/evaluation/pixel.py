@@ -193,13 +193,19 @@ def protocol(work: Work) -> dict[str, str]:
     if hounsfield:
         body = f"above {AIR:g} HU in any CT channel: the largest connected part, holes filled"
     contract = work.model.contract
+    grid = f"{contract.orientation}, spacing {contract.spacing} mm"
+    if contract.slice_axis is not None:
+        plane = [s for axis, s in enumerate(contract.spacing or ()) if axis != contract.slice_axis]
+        across = f"slices along axis {contract.slice_axis} as far apart as in the files"
+        grid = f"{contract.orientation}, {' x '.join(f'{s:g}' for s in plane)} mm in the plane, {across}"
     told = {
-        "unit": "one score per volume over all its voxels at once; the mean is over subjects, the 95 % interval resamples subjects",
+        "unit": "one score per volume over all its voxels at once; the mean is over subjects, the 95 % interval resamples subjects "
+        "(studentised bootstrap: few subjects, wide intervals)",
         "scale": f"normalised units of the target, data_range {DATA_RANGE:g}; nothing is clipped or rescaled to the target",
         "body": body,
         **{HEADS[name]: metric.meaning for name, metric in METRICS.items()},
         "signal": f"NMSE and relative error count it from {ZERO:g}, the value of air and of no signal",
-        "grid": f"{contract.orientation}, spacing {contract.spacing} mm, slices along axis {contract.slice_axis}",
+        "grid": f"{grid}; resampled after the intensity map",
         "draws": f"the mean of {work.draws} draws per case is scored" if work.draws > 1 else "one draw per case",
     }
     if work.kind == "reconstruction":

@@ -14,7 +14,7 @@ from medgen.core.errors import MedgenError
 from medgen.core.picture import gray, montage
 from medgen.core.volume import folder_for
 from medgen.evaluation.pictures import middle_plane, seen
-from medgen.evaluation.section import Figure, Section, Table, skipped
+from medgen.evaluation.section import Figure, Level, Section, Table, skipped
 from medgen.evaluation.work import Work
 from medgen.metrics.feature import describe, frechet, frechet_floor, kernel_distance, nearest_images
 
@@ -35,6 +35,8 @@ def section(work: Work) -> Section:
     made, training, held_out = work.drawn(), work.reals("train"), work.reals(work.split)
     if made.shape[1:] != training.shape[1:]:
         raise MedgenError(f"samples have shape {tuple(made.shape[1:])}, the data's images {tuple(training.shape[1:])}")
+    if len(made) < 2:
+        return skipped(NAME, TITLE, "1 sample: at least 2 are needed; draw more with -n.")
     found = evaluate_samples(made, training, held_out)
     ratio, near = found["frechet"]["ratio"], found["nearest_training"]
     share, count = near["share_nearer_than_5th_percentile"], found["n"]["in_ratio"]
@@ -42,11 +44,17 @@ def section(work: Work) -> Section:
     rows += [["real held-out images", near["held_out_minimum"], near["held_out_median"]]]
     note = f"In network units. {share:.0%} of samples are nearer than the held-out images' 5th percentile; about 5 % would be usual."
     turn = work.model.contract.spacing is not None  # ordinary pictures are upright
+    copies = int((nearest_images(held_out, training).distances == 0).sum())
+    found["held_out_copies"] = copies
+    verdict = f"Samples are {ratio:.3g} times as far from held-out images as real images are, by a fixed feature of {count} each."
+    if copies:
+        verdict += f" {copies} of {len(held_out)} held-out images are copies of training images: they are not held out."
     pictures = [seen(images, work.model.task.target) for images in (made, training, held_out)]
     return Section(
         NAME,
         TITLE,
-        f"Samples are {ratio:.3g} times as far from held-out images as real images are, by a fixed feature of {count} each.",
+        verdict,
+        Level.WATCH if copies else Level.NONE,
         numbers={name: value for name, value in found.items() if name != "protocol"},
         tables=[Table("Root-mean-square difference to the nearest training image", ["images", "least", "median"], rows, note)],
         figures=[Figure("Samples, their nearest training images, real images", sample_picture(*pictures, turn=turn), PICTURE)],

@@ -20,6 +20,9 @@ class Level(StrEnum):
     NONE = "none"  # a measurement without a judgement, or a part that does not apply
 
 
+WORDS = {Level.GOOD: "passes", Level.WATCH: "look at it", Level.BAD: "fails", Level.NONE: "measured"}  # on the page and the card
+
+
 @dataclass(frozen=True)
 class Estimate:
     """A number with its uncertainty.

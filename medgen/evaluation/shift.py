@@ -210,6 +210,9 @@ def _judge(told: Section, gaps: Sequence[tuple[str, Unpaired]], far: Novelty | N
         strange = binomial_interval(count, n)[0] > 1 - FAR
         said.append(f"{count} of {n} inputs are far from training; about {1 - FAR:.0%} would be usual.")
         told.numbers["far"] = {"count": count, "n": n}
+    if not said:
+        few = f"fewer than {LEAST} subjects in all domains but one" if told.numbers["domains"] else "no inputs of training to compare with"
+        said.append(f"Shown and not judged: {few}.")
     told.verdict = " ".join(said)
     if any(gap.interval[0] > SEVERE for _, gap in sure):
         told.level = Level.BAD
