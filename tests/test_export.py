@@ -157,6 +157,10 @@ def test_a_report_opens_the_gate_for_the_weights_that_it_measured(gaussian, tmp_
         capsys, folder, "-o", tmp_path / "a", "--report", report(tmp_path, good, "ffff")
     )
     assert "under the sampler Euler" in refused(capsys, folder, "-o", tmp_path / "a", "--report", report(tmp_path, good, digest, "Euler"))
+    few = report(tmp_path, good, digest)
+    told = json.loads((few / "evaluation.json").read_text())
+    (few / "evaluation.json").write_text(json.dumps(told | {"settings": {"seed": 0, "steps": 3}}))
+    assert "was made with 3 sampler steps" in refused(capsys, folder, "-o", tmp_path / "a", "--report", few)
     assert "fails the privacy test" in refused(capsys, folder, "-o", tmp_path / "a", "--report", report(tmp_path, bad, digest))
     main(["export", str(folder), "-o", str(tmp_path / "forced"), "--report", str(tmp_path / "report"), "--force", "a test of ours"])
     assert read_document(tmp_path / "forced")["privacy"]["level"] == "bad"

@@ -157,6 +157,11 @@ def _check_same(options: argparse.Namespace, report: Mapping[str, Any], model: P
             f"{options.report} was made under the sampler {report['model'].get('sampler')}, and the checkpoint has {sampler}; evaluate it "
             "without --sampler"
         )
+    asked, own = report["settings"].get("steps"), getattr(getattr(model.model, "sampler", None), "steps", None)
+    if asked not in (None, own):
+        raise MedgenError(
+            f"{options.report} was made with {asked} sampler steps, and the checkpoint takes {own}; evaluate it without --steps"
+        )
 
 
 def _measured(privacy: Mapping[str, Any] | None) -> dict[str, Any]:
