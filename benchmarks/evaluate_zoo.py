@@ -137,7 +137,7 @@ def write(folder: Path, out: Path) -> None:
     """The document: for each model and set its table of verdicts, and the picture of its worst cases."""
     lines = ["# Every model of the zoo, evaluated", "Written by `benchmarks/evaluate_zoo.py`; its first lines have the commands."]
     lines.append(
-        "What a level means: *good* passes its yardstick, *watch* wants a look before use, *bad* fails it, *none* is a measurement alone."
+        "Of each part: *passes* or *fails* its yardstick, *look at it* before use, or *measured* and not judged."
     )
     for plan in PLANS:
         place = folder / plan.name / "evaluation.json"
