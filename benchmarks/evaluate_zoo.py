@@ -136,9 +136,7 @@ def run(folder: Path, only: list[str], extra: list[str]) -> None:
 def write(folder: Path, out: Path) -> None:
     """The document: for each model and set its table of verdicts, and the picture of its worst cases."""
     lines = ["# Every model of the zoo, evaluated", "Written by `benchmarks/evaluate_zoo.py`; its first lines have the commands."]
-    lines.append(
-        "Of each part: *passes* or *fails* its yardstick, *look at it* before use, or *measured* and not judged."
-    )
+    lines.append("Of each part: *passes* or *fails* its yardstick, *look at it* before use, or *measured* and not judged.")
     for plan in PLANS:
         place = folder / plan.name / "evaluation.json"
         if not place.exists():

@@ -4,6 +4,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from test_page import SHAPE, translator
 from medgen.cli.main import main
 from medgen.core.errors import MedgenError
 from medgen.core.volume import Volume
-from medgen.evaluation.benchmark import Method, check_alike, ranking
+from medgen.evaluation.benchmark import Method, _notes, check_alike, ranking
 from medgen.evaluation.cost import Calls
 from medgen.evaluation.pixel import MAIN, Row
 from medgen.evaluation.work import Work
@@ -153,3 +154,13 @@ def test_models_of_synthesis_are_compared_as_sets(models, table, capsys):
     assert ratios["near"] < ratios["far"]
     assert capsys.readouterr().out.index("near ") < html.index("Samples beside real images")
     assert told["kind"] == "synthesis" and "nothing is bold" in html
+
+
+def test_a_method_far_below_a_copy_of_the_source_is_told(monkeypatch):
+    def method(name, value):
+        rows = [SimpleNamespace(subject=f"s{i}", values={"psnr": value}) for i in range(8)]
+        return SimpleNamespace(name=name, rows=rows)
+
+    notes = _notes([method("good", 20.0), method("noise", -29.0), method("copy", 14.0)])
+    assert "Far below a copy of the source (14 dB): noise (-29 dB)." in notes[-1] and "good" not in notes[-1]
+    assert not any("Far below" in note for note in _notes([method("good", 20.0), method("copy", 14.0)]))

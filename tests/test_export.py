@@ -113,7 +113,10 @@ def test_the_memoriser_stays_and_the_healthy_model_leaves(gaussian, tmp_path, ca
     monkeypatch.setattr(privacy, "feature_spaces", lambda work, spaces: [Space("fixed feature", 0, describe)])
     law["model"], out = Memoriser(training), tmp_path / "out"
     said = refused(capsys, folder, "-o", out, "--data", path, "-n", 24)
-    assert "was not exported: it fails the privacy test. 24 of 24 samples are nearer to a single training subject" in said
+    assert (
+        "was not exported: it fails the privacy test. Copies among the samples: " in said
+        and "24 of 24 are nearer to a single training subject" in said
+    )
     assert "AUC of 1.00" in said and not out.exists() and not list(tmp_path.glob(".out*"))
     law["model"] = Population()
     main(["export", str(folder), "-o", str(out), "--data", str(path), "-n", "24"])
@@ -165,7 +168,7 @@ def test_a_report_opens_the_gate_for_the_weights_that_it_measured(gaussian, tmp_
     main(["export", str(folder), "-o", str(tmp_path / "forced"), "--report", str(tmp_path / "report"), "--force", "a test of ours"])
     assert read_document(tmp_path / "forced")["privacy"]["level"] == "bad"
     card = (tmp_path / "forced" / "card.md").read_text()
-    assert "Result: bad. 24 of 24 samples" in card and "a test of ours" in card
+    assert "Result: bad. Copies among the samples" in card and "a test of ours" in card
     main(["export", str(folder), "-o", str(tmp_path / "a"), "--report", str(report(tmp_path, good, digest))])
     card = (tmp_path / "a" / "card.md").read_text()
     assert card.startswith("# a\n") and "On held-out data, split test, 24 subjects" in card

@@ -144,7 +144,7 @@ def gaussian(tmp_path):
 def test_the_perfect_memoriser_fails(gaussian):
     folder, path, training = gaussian
     found = privacy.section(work(folder, Memoriser(training), path, 24), SPACES)
-    assert found.level == Level.BAD and "32 of 32 samples are nearer" in found.verdict and "AUC of 1.00" in found.verdict
+    assert found.level == Level.BAD and "32 of 32 are nearer" in found.verdict and "AUC of 1.00" in found.verdict
     rate = found.numbers["copies"]["pixels"]["relative"]["0.05"]
     assert rate["rate"] == rate["excess"] == 1.0 and rate["interval"][0] == pytest.approx(0.89, abs=0.02) and rate["p"] < 1e-6
     assert found.numbers["copies"]["pixels"]["samples_distances"]["median"] < 1e-3

@@ -133,7 +133,7 @@ def _evaluate(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=CLASSES",
-        help="a label map of the manifest, for regions; of a mask NAME=0,255 or NAME=binary",
+        help="a label map of the manifest and its classes, background counted; of a mask NAME=0,255 or NAME=binary; may be repeated",
     )
     parser.add_argument(
         "--features",
@@ -144,7 +144,12 @@ def _evaluate(parser: argparse.ArgumentParser) -> None:
         " inception.pt:size=299,channels=3,mean=0.5,std=0.5 (of images in [0, 1])",
     )
     parser.add_argument("--domain", metavar="COLUMN", help="compare over the values of a column: site, scanner, field, sex, ...")
-    parser.add_argument("--parts", nargs="+", metavar="PART", help="only these: pixel samples feature task hallucination calibration ...")
+    parser.add_argument(
+        "--parts",
+        nargs="+",
+        metavar="PART",
+        help="only these: pixel, samples, feature, task, hallucination, calibration, anomaly, privacy, shift",
+    )
     parser.add_argument("--quick", action="store_true", help="leave out what trains networks or runs the model on changed cases")
     parser.add_argument("--checks", action="store_true", help="say what a model card needs and whether the report has it")
     parser.set_defaults(run=_lazy("evaluate"))

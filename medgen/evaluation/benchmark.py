@@ -25,6 +25,7 @@ from medgen.metrics.statistics import compare
 
 SIGNIFICANT = 0.05
 DIFFERENCES = "Paired differences"
+LOST = 10.0  # dB below a copy of the source: not a picture of the target
 SHOWN = 3  # cases: the worst, the middle and the best one
 COLUMNS = (*MAIN, "detail_power")
 SAMPLED = ("feature distance / floor", "kernel distance x 1000", "nearest training image", "nearer than held-out 5 %")
@@ -170,6 +171,13 @@ def _notes(methods: Sequence[Method]) -> list[str]:
     if subjects < 6:
         count = "one subject" if subjects == 1 else f"{subjects} subjects"
         notes.append(f"With {count} no difference can be significant, so nothing is bold.")
+    scores = {m.name: statistics.fmean(row.values["psnr"] for row in m.rows) for m in methods}
+    copied = scores.get("copy")
+    lost = [] if copied is None else [f"{name} ({score:.3g} dB)" for name, score in scores.items() if score < copied - LOST]
+    if lost:
+        notes.append(
+            f"Far below a copy of the source ({copied:.3g} dB): {', '.join(lost)}. Such images are wrong as a whole: look at them."
+        )
     return notes
 
 

@@ -171,14 +171,17 @@ def _verdict(found: Sequence[Copies], told: Attack | None, bad: Sequence[Copies]
     if found:
         worst = max(bad or found, key=lambda c: c.relative[QUANTILES[0]].excess)
         rate = worst.relative[QUANTILES[0]]
+        found_any = "Copies among the samples" if rate.interval[0] > 0 else "No sure copies among the samples"
         said.append(
-            f"{rate.count} of {rate.n} samples are nearer to a single training subject than {1 - rate.expected:.0%} of new images are (by "
-            f"{worst.space}): {rate.excess:.0%} [{rate.interval[0]:.0%}, {rate.interval[1]:.0%}] are copies beyond the false rate."
+            f"{found_any}: {rate.excess:.0%} [{rate.interval[0]:.0%}, {rate.interval[1]:.0%}] by {worst.space} "
+            f"({rate.count} of {rate.n} are nearer to a single training subject than {1 - rate.expected:.0%} of new images are)."
         )
     if told is not None:
         whole = told.whole
         sure = f" [{whole.interval[0]:.2f}, {whole.interval[1]:.2f}]" if whole.interval else ""
-        said.append(f"Membership in the training set is told with an AUC of {whole.auc:.2f}{sure} by the {told.score}; 0.5 is by chance.")
+        said.append(
+            f"Whether an image was in the training set is told by the {told.score} with an AUC of {whole.auc:.2f}{sure} (chance: 0.5)."
+        )
     if not known.sure:
         said.append("It is not certain that these are the images that the model was trained on.")
     return " ".join(said)
