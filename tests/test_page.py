@@ -304,3 +304,11 @@ def test_too_few_subjects_in_domains_are_said_and_a_refused_evaluation_leaves_no
     with pytest.raises(SystemExit):
         main(["evaluate", "any", "--data", str(table), "-o", str(tmp_path / "none"), "--split", "external"])
     assert not (tmp_path / "none").exists() and "no row has split 'external'" in capsys.readouterr().err
+
+
+def test_an_interval_of_few_subjects_stays_within_what_a_metric_can_be():
+    from medgen.evaluation.pixel import _metric
+
+    assert _metric("ssim", [0.99, 0.8], ["a", "b"])["interval"][1] == 1.0
+    assert _metric("nmse", [0.001, 0.2], ["a", "b"])["interval"][0] == 0.0
+    assert _metric("me", [0.001, -0.2], ["a", "b"])["interval"][0] < -0.2

@@ -56,9 +56,9 @@ TITLES = {
 }
 SAID = {
     "there": "{0} of {1} lesions that are there are missed",
-    "added": "{0} of {1} added ones are missed",
-    "unanswered": "{0} of {1} added ones have no effect",
-    "removed": "{0} of {1} removed ones are still shown",
+    "added": "{0} of {1} added lesions are missed",
+    "unanswered": "{0} of {1} added lesions have no effect",
+    "removed": "{0} of {1} removed lesions are still shown",
 }
 
 
@@ -280,7 +280,11 @@ def _said(kind: str, wrong: Any, n: int) -> str:
     text = SAID[kind].format(wrong, n)
     if n > 1:
         return text
-    for many, one in (("lesions that are there are", "lesion that is there is"), ("ones are", "one is"), ("ones have", "one has")):
+    for many, one in (
+        ("lesions that are there are", "lesion that is there is"),
+        ("lesions are", "lesion is"),
+        ("lesions have", "lesion has"),
+    ):
         text = text.replace(many, one)
     return text
 

@@ -40,6 +40,7 @@ HEADS = {
     "spectral_error": "spectral error",
     "detail_power": "fine detail",
 }
+LARGEST = {"ssim": 1.0, "ms_ssim": 1.0, "haarpsi": 1.0}
 MAIN, KINDS = list(HEADS)[:6], list(HEADS)[6:]
 PICTURE = "Grey from -1 to 1 in network units, the same for all. Difference: red is too bright, blue too dark, by a quarter of that range."
 BLURRED = -3.0  # dB of fine detail: half of the power
@@ -158,7 +159,7 @@ def summary(rows: Sequence[Row]) -> dict[str, Any]:
 def estimate(rows: Sequence[Row], region: str, metric: str) -> Estimate:
     """Mean over subjects with its interval."""
     own = [row for row in rows if row.region == region]
-    found = _metric([r.values[metric] for r in own], [r.subject for r in own])
+    found = _metric(metric, [r.values[metric] for r in own], [r.subject for r in own])
     mean = math.nan if found["mean"] is None else found["mean"]
     interval = None if found["interval"] is None else tuple(found["interval"])
     return Estimate(mean, interval, len({r.subject for r in own}), unit_name(metric, own), found["reason"] or "")
@@ -301,15 +302,17 @@ def _told(row: Row) -> str:
 
 
 def _region(rows: list[Row]) -> dict[str, Any]:
-    return {metric: _metric([r.values[metric] for r in rows], [r.subject for r in rows]) for metric in rows[0].values}
+    return {metric: _metric(metric, [r.values[metric] for r in rows], [r.subject for r in rows]) for metric in rows[0].values}
 
 
-def _metric(values: list[float], subjects: list[str]) -> dict[str, Any]:
+def _metric(name: str, values: list[float], subjects: list[str]) -> dict[str, Any]:
     listed = [{"subject": s, "value": v if math.isfinite(v) else None} for s, v in zip(subjects, values, strict=True)]
     if not all(map(math.isfinite, values)):
         empty = dict.fromkeys(("mean", "interval", "median", "median_interval"))
         return {**empty, "reason": NOT_FINITE, "volumes": listed}
     found = summarise(values, subjects)
     interval = None if found.interval is None else list(found.interval)
+    if interval is not None:  # of few subjects it may reach beyond what the metric can be
+        interval = [max(interval[0], 0.0) if METRICS[name].best == "min" else interval[0], min(interval[1], LARGEST.get(name, math.inf))]
     told = {"mean": found.mean, "interval": interval, "reason": ONE_SUBJECT if interval is None else None}
     return {**told, "median": found.median, "median_interval": found.median_interval, "volumes": listed}
