@@ -5,6 +5,7 @@ import re
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -312,3 +313,23 @@ def test_an_interval_of_few_subjects_stays_within_what_a_metric_can_be():
     assert _metric("ssim", [0.99, 0.8], ["a", "b"])["interval"][1] == 1.0
     assert _metric("nmse", [0.001, 0.2], ["a", "b"])["interval"][0] == 0.0
     assert _metric("me", [0.001, -0.2], ["a", "b"])["interval"][0] < -0.2
+
+
+class Rival(NamedTuple):
+    """What `_judge` asks of a baseline."""
+
+    name: str
+    title: str
+
+
+def test_two_subjects_earn_no_pass():
+    from medgen.evaluation.pixel import Row, _judge
+
+    def rows(base, count):
+        return [Row(i, f"s{i}", "body", {"psnr": base + 0.1 * i, "detail_power": 0.0}) for i in range(count)]
+
+    for count, level in ((2, Level.WATCH), (6, Level.GOOD)):
+        told = Section("pixel", "Pixel")
+        others = {"copy": [Row(r.number, r.subject, r.region, r.values | {"psnr": 20 + 0.07 * r.number}) for r in rows(30, count)]}
+        _judge(told, rows(30, count), others, [Rival("copy", "a copy")])
+        assert told.level is level and ("too few to rest on" in told.verdict) == (count == 2)

@@ -40,6 +40,7 @@ HEADS = {
     "spectral_error": "spectral error",
     "detail_power": "fine detail",
 }
+ENOUGH = 4  # subjects, from which a verdict may be good
 LARGEST = {"ssim": 1.0, "ms_ssim": 1.0, "haarpsi": 1.0}
 MAIN, KINDS = list(HEADS)[:6], list(HEADS)[6:]
 PICTURE = "Grey from -1 to 1 in network units, the same for all. Difference: red is too bright, blue too dark, by a quarter of that range."
@@ -233,6 +234,9 @@ def _judge(told: Section, rows: Sequence[Row], others: Mapping[str, Sequence[Row
         told.level = Level.WATCH if told.level == Level.GOOD else told.level
     if own.n == 1:
         told.verdict += " One subject: how much subjects differ is not known."
+    elif own.n < ENOUGH and told.level == Level.GOOD:
+        told.verdict += f" {own.n} subjects are too few to rest on."
+        told.level = Level.WATCH
 
 
 def _against(gap: Estimate, title: str) -> str:
