@@ -295,7 +295,9 @@ def test_what_a_reader_needs_to_repeat_it_is_on_the_page(loaded, table, tmp_path
     html = (tmp_path / "r" / "evaluation.html").read_text()
     assert "SimpleNamespace, 4 steps" in html and "in volumes, slice by slice" in html
     assert "slices along axis 2 as far apart as in the files" in told["sections"]["pixel"]["protocol"]["grid"]
-    assert re.search(r"voxel by voxel \| (passes|look at it|fails|measured) \|", card_text(told, loaded.contract))
+    card = card_text(told, loaded.contract)
+    assert re.search(r"voxel by voxel \| (passes|look at it|fails|measured) \|", card)
+    assert re.search(r"\|\n\nPart by part:\n\n\| part \|", card)
 
 
 def test_too_few_subjects_in_domains_are_said_and_a_refused_evaluation_leaves_no_folder(loaded, table, tmp_path, capsys):

@@ -128,6 +128,7 @@ def measured_lines(report: Mapping[str, Any]) -> list[str]:
     lines = [f"On {Path(data['manifest']).name}, split {data['split']}, {count}, seed {report['settings']['seed']}."]
     if "pixel" in done:
         lines += _table(done["pixel"]["numbers"])
+        lines.append("Part by part:")  # two tables need something between them
     lines += ["| part | level | what was found |", "|---|---|---|"]
     lines += [
         f"| {section['title']} | {WORDS[Level(section['level'])]} | {section['verdict'].replace('|', '/')} |" for section in done.values()
