@@ -335,3 +335,14 @@ def test_two_subjects_earn_no_pass():
         others = {"copy": [Row(r.number, r.subject, r.region, r.values | {"psnr": 20 + 0.07 * r.number}) for r in rows(30, count)]}
         _judge(told, rows(30, count), others, [Rival("copy", "a copy")])
         assert told.level is level and ("too few to rest on" in told.verdict) == (count == 2)
+
+
+def test_what_the_card_says_of_faults_stands_beside_the_data(loaded, table, tmp_path):
+    loaded.folder = tmp_path / "model"
+    loaded.folder.mkdir()
+    faults = "- Heads with skull are outside\n  of what it saw.\n- Worst case s1: x."
+    (loaded.folder / "card.md").write_text(f"# m\n\n## Known failures\n\n{faults}\n\n## Privacy\n\n- Result: good.\n")
+    main(["evaluate", "any", "--data", str(table), "-o", str(tmp_path / "r"), "--parts", "pixel", "--quick"])
+    told = json.loads((tmp_path / "r" / "evaluation.json").read_text())
+    assert told["model"]["known_failures"] == ["Heads with skull are outside of what it saw."]
+    assert "Heads with skull are outside of what it saw." in (tmp_path / "r" / "evaluation.html").read_text()

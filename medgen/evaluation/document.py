@@ -70,7 +70,18 @@ def about(work: Work) -> dict[str, Any]:
         "numbers": sum(p.numel() for p in model.model.parameters()),
         "weights": work.fingerprint,
         "training_data": plain(dict(contract.data)),
+        "known_failures": known_failures(model.folder),
     }
+
+
+def known_failures(folder: str | Path | None) -> list[str]:
+    """What the card beside the weights says of the model's faults, an item each; nothing where there is no card."""
+    card = Path(folder or "") / "card.md"
+    if not folder or not card.is_file():
+        return []
+    section = card.read_text("utf-8", errors="replace").partition("## Known failures")[2].partition("\n## ")[0]
+    items = [" ".join(item.split()) for item in f"\n{section}".split("\n- ")[1:]]
+    return [item for item in items if not item.startswith(("Worst case", "To be written"))]
 
 
 def name_of(model: str | Path) -> str:

@@ -78,6 +78,7 @@ def _on_what(told: Mapping[str, Any]) -> str:
         "trained on": ", ".join(
             str(part) for part in (trained.get("name"), trained.get("subjects") and _count(trained["subjects"], "subject")) if part
         ),
+        "its card says": " ".join(told["model"].get("known_failures", [])[:3]),
         "given": ", ".join(f"{name}={value}" for name, value in settings["given"].items()),
         "sampler": f"{told['model']['sampler']}, {_count(settings['steps'], 'step')}" if settings.get("steps") else None,
     }
