@@ -11,7 +11,7 @@ from medgen.core.errors import MedgenError
 from medgen.core.random import generator
 from medgen.metrics import kernels, sets
 from medgen.metrics.diversity import similarity
-from medgen.metrics.feature import frechet, kernel_distance
+from medgen.metrics.feature import frechet
 from medgen.metrics.manifold import manifold, radii, realism
 from medgen.metrics.scales import ms_ssim
 
@@ -49,13 +49,21 @@ def test_the_error_of_kid_is_its_spread_where_the_sets_differ():
     assert np.median([one.error for one in found]) == pytest.approx(np.std([one.value for one in found]), rel=0.15)
 
 
+def written_out(a, b) -> float:
+    """KID from whole matrices: Binkowski et al. 2018, equation 4."""
+    within = [((x @ x.T / x.shape[1] + 1) ** 3) for x in (a, b)]
+    own = [(k.sum() - k.diagonal().sum()) / (len(k) * (len(k) - 1)) for k in within]
+    return float(own[0] + own[1] - 2 * ((a @ b.T / a.shape[1] + 1) ** 3).mean())
+
+
 @pytest.mark.parametrize(("n", "m"), [(2, 3), (33, 50), (70, 40)])
 def test_blocks_give_what_the_whole_matrices_give(n, m, monkeypatch):
     a, b = normal(5, n=n, f=7), normal(6, n=m, f=7) + 0.3
-    whole = kernel_distance(a, b)
+    whole = written_out(a, b)
     monkeypatch.setattr(kernels, "ROWS", 8)
     monkeypatch.setattr(kernels, "PARTS", 3)
     assert kernels.kid(a, b).value == pytest.approx(whole, rel=1e-10)
+    assert kernels.kid(a, a).value == pytest.approx(written_out(a, a), rel=1e-10)  # the same tensor twice is still two sets
 
 
 def test_kid_is_torchmetrics_on_given_features():

@@ -10,6 +10,7 @@ from skimage.metrics import structural_similarity
 from medgen.core.errors import MedgenError
 from medgen.core.random import generator
 from medgen.metrics import feature, pixel, statistics
+from medgen.metrics.kernels import kid
 
 SKIMAGE = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
 
@@ -154,7 +155,7 @@ def test_both_ways_to_the_frechet_distance_agree_with_the_matrix_root(n, m, d):
 
 def test_kernel_distance_of_equal_distributions_is_zero_on_average():
     """At 20 samples a biased estimator would be off by many standard errors."""
-    values = [feature.kernel_distance(*torch.from_numpy(generator(3, i).standard_normal((2, 20, 8)))) for i in range(400)]
+    values = [kid(*torch.from_numpy(generator(3, i).standard_normal((2, 20, 8)))).value for i in range(400)]
     error = np.std(values) / np.sqrt(len(values))
     assert abs(np.mean(values)) < 3 * error
     assert np.min(values) < 0
@@ -163,7 +164,7 @@ def test_kernel_distance_of_equal_distributions_is_zero_on_average():
 def test_kernel_distance_of_shifted_gaussians_is_the_known_number():
     """One dimension, kernel (x y + 1)^3: MMD^2 = 3 (Ex - Ey)^2 + 3 (Ex^2 - Ey^2)^2 + (Ex^3 - Ey^3)^2; N(0,1), N(1,1): 3 + 3 + 16 = 22."""
     draws = [torch.from_numpy(generator(4, i).standard_normal((2, 400, 1))) for i in range(60)]
-    values = [feature.kernel_distance(a, b + 1) for a, b in draws]
+    values = [kid(a, b + 1).value for a, b in draws]
     assert abs(np.mean(values) - 22) < 3 * np.std(values) / np.sqrt(len(values))
 
 

@@ -16,7 +16,8 @@ from medgen.core.volume import folder_for
 from medgen.evaluation.pictures import middle_plane, seen
 from medgen.evaluation.section import Figure, Level, Section, Table, skipped
 from medgen.evaluation.work import Work
-from medgen.metrics.feature import describe, frechet, frechet_floor, kernel_distance, nearest_images
+from medgen.metrics.feature import describe, frechet, frechet_floor, nearest_images
+from medgen.metrics.kernels import kid
 
 NAME, TITLE = "samples", "Samples at a glance"
 PICTURE = "First row: samples. Second row: the training image nearest to each. Third row: real images that training did not see."
@@ -74,7 +75,7 @@ def evaluate_samples(samples: Tensor, training: Tensor, held_out: Tensor, seed: 
     return {
         "n": {"samples": len(samples), "training": len(training), "held_out": len(held_out), "in_ratio": size},
         "frechet": {"samples": distance, "floor": floor, "ratio": distance / floor},
-        "kernel": {name: kernel_distance(features[name], features["held_out"]) for name in ("samples", "training")},
+        "kernel": {name: kid(features[name], features["held_out"]).value for name in ("samples", "training")},
         "nearest_training": _novelty(samples, training, held_out),
         "protocol": PROTOCOL,
     }

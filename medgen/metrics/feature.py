@@ -1,4 +1,4 @@
-"""How far a set of images is from another: a fixed feature, the Frechet and kernel distances, and nearest neighbours."""
+"""How far a set of images is from another: a fixed feature, the Frechet distance, and nearest neighbours."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from medgen.core.errors import MedgenError
 from medgen.core.random import generator
+from medgen.metrics.kernels import check_features
 
 SCALES, CELLS, BINS = 4, 4, 16
 
@@ -41,24 +42,11 @@ def frechet(a: Tensor, b: Tensor) -> float:
     tr (S_a S_b)^(1/2) is the nuclear norm of A B^T / sqrt((N - 1)(M - 1)) for centred features, which is cheap while N < F;
     otherwise it comes from the symmetric eigenvalues of R^T S_b R with S_a = R R^T. Exact either way, also for singular covariances.
     """
-    a, b = _features(a, b)
+    a, b = check_features(a, b)
     gap = (a.mean(0) - b.mean(0)).square().sum()
     a, b = (a - a.mean(0)) / (len(a) - 1) ** 0.5, (b - b.mean(0)) / (len(b) - 1) ** 0.5
     cross = _nuclear(a, b) if min(len(a), len(b)) < a.shape[1] else _root_trace(a.T @ a, b.T @ b)
     return float(gap + a.square().sum() + b.square().sum() - 2 * cross)
-
-
-def kernel_distance(a: Tensor, b: Tensor) -> float:
-    """Unbiased squared maximum mean discrepancy with the kernel (x.y / F + 1)^3 (KID): Binkowski et al. 2018. May be negative."""
-    a, b = _features(a, b)
-
-    def kernel(x: Tensor, y: Tensor) -> Tensor:
-        return (x @ y.T / x.shape[1] + 1) ** 3
-
-    def off_diagonal(k: Tensor) -> Tensor:
-        return (k.sum() - k.diagonal().sum()) / (len(k) * (len(k) - 1))
-
-    return float(off_diagonal(kernel(a, a)) + off_diagonal(kernel(b, b)) - 2 * kernel(a, b).mean())
 
 
 def frechet_floor(reals: Tensor, held_out: Tensor, size: int, seed: int = 0, draws: int = 8) -> float:
@@ -98,12 +86,6 @@ def nearest_images(a: Tensor, b: Tensor) -> Nearest:
 def nearest_distances(a: Tensor, b: Tensor) -> Tensor:
     """The distances of `nearest_images` alone, (N,)."""
     return nearest_images(a, b).distances
-
-
-def _features(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
-        raise MedgenError(f"features must be (N, F) with one F and N of at least 2, got {tuple(a.shape)} and {tuple(b.shape)}")
-    return a.double(), b.double()
 
 
 def _nuclear(a: Tensor, b: Tensor) -> Tensor:

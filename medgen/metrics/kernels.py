@@ -72,7 +72,7 @@ def discrepancy(a: Tensor, b: Tensor, kernel: Kernel) -> Measured:
     a, b = check_features(a, b)
     count = min(PARTS, len(a), len(b))
     first, second = (_membership(len(x), count) for x in (a, b))
-    sums = torch.stack([_sums(a, a, first, first, kernel), _sums(b, b, second, second, kernel), _sums(a, b, first, second, kernel)])
+    sums = torch.stack([_within(a, first, kernel), _within(b, second, kernel), _between(a, b, first, second, kernel)])
     n, m = first.sum(0), second.sum(0)
     pairs = torch.stack([torch.outer(n, n) - torch.diag(n), torch.outer(m, m) - torch.diag(m), torch.outer(n, m)])
     value = _combined(sums.sum((1, 2)), pairs.sum((1, 2)))
@@ -122,19 +122,24 @@ def _membership(rows: int, parts: int) -> Tensor:
     return torch.nn.functional.one_hot(torch.arange(rows) * parts // rows, parts).double()
 
 
-def _sums(x: Tensor, y: Tensor, first: Tensor, second: Tensor, kernel: Kernel) -> Tensor:
-    """Sums (P, P) of kernel values between the parts of x and of y; of a set with itself each row with itself left out."""
-    same, total = x is y, torch.zeros(first.shape[1], second.shape[1], dtype=torch.float64)
-    rows, columns = (list(zip(data.split(ROWS), parts.split(ROWS), strict=True)) for data, parts in ((x, first), (y, second)))
-    for i, (a, p) in enumerate(rows):
-        for j, (b, q) in enumerate(columns):
-            if same and j < i:
-                continue
-            values = kernel(a, b)
-            if same and i == j:
-                values.fill_diagonal_(0)
-            block = p.T @ (values @ q)
-            total += block + block.T if same and j > i else block
+def _within(x: Tensor, parts: Tensor, kernel: Kernel) -> Tensor:
+    """Sums (P, P) of kernel values between the parts of a set, each row with itself left out."""
+    total = torch.zeros(parts.shape[1], parts.shape[1], dtype=torch.float64)
+    blocks = list(zip(x.split(ROWS), parts.split(ROWS), strict=True))
+    for i, (a, p) in enumerate(blocks):
+        total += p.T @ (kernel(a, a).fill_diagonal_(0) @ p)
+        for b, q in blocks[i + 1 :]:
+            block = p.T @ (kernel(a, b) @ q)
+            total += block + block.T
+    return total
+
+
+def _between(x: Tensor, y: Tensor, first: Tensor, second: Tensor, kernel: Kernel) -> Tensor:
+    """Sums (P, Q) of kernel values between the parts of two sets."""
+    total = torch.zeros(first.shape[1], second.shape[1], dtype=torch.float64)
+    for a, p in zip(x.split(ROWS), first.split(ROWS), strict=True):
+        for b, q in zip(y.split(ROWS), second.split(ROWS), strict=True):
+            total += p.T @ (kernel(a, b) @ q)
     return total
 
 

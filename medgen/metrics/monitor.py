@@ -7,7 +7,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from medgen.metrics.feature import describe, kernel_distance
+from medgen.metrics.feature import describe
+from medgen.metrics.kernels import kid
 from medgen.metrics.pixel import psnr
 
 
@@ -33,4 +34,4 @@ class FeatureDistance:
     least: ClassVar[int] = 2
 
     def __call__(self, made: Tensor, real: Tensor) -> float:
-        return kernel_distance(describe(made), describe(real))
+        return kid(describe(made), describe(real)).value
