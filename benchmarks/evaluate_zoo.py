@@ -52,6 +52,7 @@ HEADS = ("--labels", f"tissue={TISSUES}")
 FEWER = ("--steps", "6")  # of Heun's 18: eleven calls of the network a slice instead of 35, so that all of it takes an hour
 PLANS = (
     Plan("brain_phantom", "slices", ("-n", "128")),
+    Plan("brain_phantom", "heads", ("--labels", "lesion=2", "--parts", "anomaly")),
     Plan("xray_class", "xrays", ("-n", "256", "--split", "validation")),
     Plan("hippocampus_latent", "hippocampus", ("-n", "40")),
     Plan("t1_reconstruction", "heads", HEADS),

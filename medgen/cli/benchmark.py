@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
-from medgen.cli.loading import given, pretrained
+from medgen.cli.evaluate import work_of
+from medgen.cli.loading import given
 from medgen.cli.progress import bars
 from medgen.cli.rank import shared
 from medgen.core.errors import MedgenError
@@ -54,15 +54,4 @@ def _works(options: argparse.Namespace, manifest: Manifest) -> dict[str, Callabl
 
 
 def _work(options: argparse.Namespace, manifest: Manifest, model: str) -> Work:
-    return Work(
-        pretrained(argparse.Namespace(**{**vars(options), "model": model})),
-        manifest,
-        Path(options.output),
-        split=options.split,
-        seed=options.seed,
-        draws=options.draws,
-        samples=options.n,
-        given=given(options),
-        place=ranks.rank(),
-        places=ranks.world(),
-    )
+    return work_of(argparse.Namespace(**{**vars(options), "model": model}), manifest)

@@ -60,6 +60,12 @@ def _work(options: argparse.Namespace) -> Work:
         manifest.require([options.domain])
     for said in options.features:
         asked(said, 2)  # refuses a file that cannot be used before anything is made
+    labels, domain = _labels(options.labels), options.domain or ""
+    return work_of(options, manifest, labels=labels, domain=domain, quick=options.quick, features=options.features)
+
+
+def work_of(options: argparse.Namespace, manifest: Manifest, **more: Any) -> Work:
+    """What `evaluate` and `benchmark` ask of a model alike."""
     return Work(
         pretrained(options),
         manifest,
@@ -69,12 +75,9 @@ def _work(options: argparse.Namespace) -> Work:
         draws=options.draws,
         samples=options.n,
         given=given(options),
-        labels=_labels(options.labels),
-        domain=options.domain or "",
-        quick=options.quick,
-        features=options.features,
         place=ranks.rank(),
         places=ranks.world(),
+        **more,
     )
 
 
