@@ -321,7 +321,7 @@ def test_a_constant_offset_scores_in_closed_form_per_volume(offset, tmp_path, ca
             assert entry["value"] == pytest.approx(0.01 / signal.mean(), rel=1e-4)
     low, high = report["regions"]["body"]["nmse"]["interval"]
     assert low < report["regions"]["body"]["nmse"]["mean"] < high
-    assert "3 volumes of 3 subjects" in capsys.readouterr().out
+    assert "images: 3, subjects: 3" in capsys.readouterr().out
     with Image.open(tmp_path / "report" / "figures" / "pixel_1.png") as picture:
         pixels = np.asarray(picture)
     width = (pixels.shape[1] - 3 * 2) // 4

@@ -46,7 +46,8 @@ def run(options: argparse.Namespace) -> None:
     report = document(work, sections)
     pictures = {f"{section.name}_{i}": figure.picture for section in sections for i, figure in enumerate(section.figures, 1)}
     write(report, page(report, sections), pictures, paths)
-    print(f"{report['data']['volumes']} volumes of {report['data']['subjects']} subjects, split {work.split}")
+    volumes, subjects = report["data"]["volumes"], report["data"]["subjects"]
+    print(f"images: {volumes}, subjects: {subjects}, split {work.split}")
     for section in sections:
         print(f"{section.title}: {section.verdict}")
     if options.checks:

@@ -99,10 +99,11 @@ def novelty(inputs: Tensor, training: Tensor) -> Novelty:
     Raises:
         MedgenError: other shapes, or too few.
     """
-    if inputs.ndim != 2 or training.ndim != 2 or inputs.shape[1] != training.shape[1] or len(training) < NEIGHBOURS + 2:
+    if training.ndim == 2 and len(training) < NEIGHBOURS + 2:
+        raise MedgenError(f"{len(training)} training subjects are too few to say what is far from training ({NEIGHBOURS + 2} are needed)")
+    if inputs.ndim != 2 or training.ndim != 2 or inputs.shape[1] != training.shape[1]:
         raise MedgenError(
-            f"novelty needs (N, F) inputs and at least {NEIGHBOURS + 2} training vectors of one F, got {tuple(inputs.shape)} and "
-            f"{tuple(training.shape)}"
+            f"novelty needs inputs (N, F) and training vectors (M, F) of one F, got {tuple(inputs.shape)} and {tuple(training.shape)}"
         )
     a, b = inputs.double(), training.double()
     near = torch.cdist(a, b).topk(NEIGHBOURS, largest=False).values.mean(1).numpy()
