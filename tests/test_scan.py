@@ -522,7 +522,7 @@ def test_the_command_writes_a_manifest_that_trains_and_replaces_nothing(tmp_path
         FileData(str(manifest.path), {"t1": {"name": "mr_percentile"}}, [4, 5], {"seg": 2}).split("train").case(0, np.random.default_rng(0))
     )
     assert int(case["seg"].max()) == 1
-    assert f"train: python train.py data=slices data.source.manifest={manifest.path}\n" in said  # t1 is there already
+    assert f"train: medgen train data=slices data.source.manifest={manifest.path}\n" in said  # t1 is there already
     with pytest.raises(SystemExit) as end:
         main(command)
     assert end.value.code == 2 and "exists" in capsys.readouterr().err

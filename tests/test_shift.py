@@ -193,5 +193,5 @@ def test_novelty_is_on_the_scale_of_the_training_set():
     found = novelty(torch.cat([torch.randn(200, 4, generator=draw), torch.full((1, 4), 9.0)]), training)
     assert np.mean(found.places[:200] >= 0.95) == pytest.approx(0.05, abs=0.04)
     assert found.places[200] == 1.0 and found.scores[200] > 5 and np.median(found.training) == pytest.approx(1.0)
-    with pytest.raises(MedgenError, match=r"4 training subjects are too few .*5 are needed"):
+    with pytest.raises(MedgenError, match=r"4 subjects of a training split are too few .*5 are needed"):
         novelty(training, training[:4])

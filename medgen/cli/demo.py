@@ -46,6 +46,8 @@ def run(options: argparse.Namespace) -> None:
     data = build(config["data"]["source"], trusted=True)
     report = write_samples_report(made, *(real_images(data, split, ["t1"]) for split in ("train", "test")), folder, "report")
     _say(report, folder)
+    if options.short:
+        print("a short demo tries the machinery: after 6 steps there is nothing to see; leave out --short for samples that look like heads")
 
 
 def _say(report: dict, folder: Path) -> None:

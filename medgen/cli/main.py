@@ -305,7 +305,11 @@ def _zoo(parser: argparse.ArgumentParser) -> None:
     add.add_argument("name", help="name in the zoo")
     add.add_argument("--zoo", default="zoo", help="zoo folder (default ./zoo)")
     add.add_argument("--card", help="Markdown file with the model's card")
-    add.add_argument("--report", metavar="JSON", help="evaluation.json of the model: its headline numbers, and a card where there is none")
+    add.add_argument(
+        "--report",
+        metavar="REPORT",
+        help="folder or JSON of `medgen evaluate` of the model: its headline numbers, and a card where there is none",
+    )
     add.add_argument("--half", action="store_true", help="keep float16 numbers: half the bytes")
     add.add_argument("--overwrite", action="store_true", help="replace a model of that name")
     card = actions.add_parser("card", help="a model card from a report of `medgen evaluate`")

@@ -100,7 +100,9 @@ def novelty(inputs: Tensor, training: Tensor) -> Novelty:
         MedgenError: other shapes, or too few.
     """
     if training.ndim == 2 and len(training) < NEIGHBOURS + 2:
-        raise MedgenError(f"{len(training)} training subjects are too few to say what is far from training ({NEIGHBOURS + 2} are needed)")
+        raise MedgenError(
+            f"{len(training)} subjects of a training split are too few to say what is far from it ({NEIGHBOURS + 2} are needed)"
+        )
     if inputs.ndim != 2 or training.ndim != 2 or inputs.shape[1] != training.shape[1]:
         raise MedgenError(
             f"novelty needs inputs (N, F) and training vectors (M, F) of one F, got {tuple(inputs.shape)} and {tuple(training.shape)}"

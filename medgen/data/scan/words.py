@@ -1,4 +1,4 @@
-"""The words of `train.py` that fit a manifest, to start from."""
+"""The words of `medgen train` that fit a manifest, to start from."""
 
 from __future__ import annotations
 
@@ -51,4 +51,4 @@ def _words(manifest: Manifest, name: str, column: Column, header: Header) -> lis
 def training_line(manifest: Manifest, columns: Mapping[str, Column]) -> list[str]:
     """A line for the user, or none."""
     words = training_words(manifest, columns)
-    return [f"train: python train.py {' '.join(words)}"] if words else []
+    return [f"train: medgen train {' '.join(words)}"] if words else []
