@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from test_page import SHAPE, translator
 
 from medgen.cli.main import main
@@ -164,3 +165,14 @@ def test_a_method_far_below_a_copy_of_the_source_is_told(monkeypatch):
     notes = _notes([method("good", 20.0), method("noise", -29.0), method("copy", 14.0)])
     assert "Far below a copy of the source (14 dB): noise (-29 dB)." in notes[-1] and "good" not in notes[-1]
     assert not any("Far below" in note for note in _notes([method("good", 20.0), method("copy", 14.0)]))
+
+
+def test_differences_of_all_methods_of_a_case_have_one_scale(models, table):
+    """Air, -1 in the truth, is 0.55 too bright in the near answer and 0.9 in the far one, and so is its red."""
+    _, html = benchmark(table, "--baseline", "none")
+    with Image.open(table.parent / "bench" / "figures" / "cases_1.png") as file:
+        picture = np.asarray(file)
+    line = picture[16 + 8 * SHAPE[1] + 2 + 1, 20:, 0]  # the top of the differences of the first case, each pixel drawn eight times
+    reds = [int(red) for red in dict.fromkeys(line.tolist()) if red]
+    assert reds[:2] == [round(255 * 0.55 / 0.9), 255]
+    assert "one scale for all methods of a case" in html and "network units (full range 2)" in html

@@ -190,17 +190,40 @@ def test_the_difference_map_shows_the_sign():
     assert colours[:, 2].tolist() == [0, 0, 255, 0]
 
 
-def test_a_case_is_cut_where_it_is_worst_and_its_name_stands_beside_it():
+def test_the_scale_of_differences_follows_the_data_and_is_printed_in_their_unit():
+    """Of 1000 values from 0.001 to 1 half a per cent lies above 0.995, and air that is exact does not count."""
+    spread = np.concatenate([np.linspace(0.001, 1, 1000), np.zeros(9000)]).reshape(100, 100)
+    assert pictures.scale([spread * 0.31]).text == "0.31"
+    assert pictures.scale([spread * 0.31, -spread]).edge == pytest.approx(0.99), "one scale for all"
+    assert pictures.scale([spread * 0.031], "HU", 1000.0).text == "31 HU"
+    assert pictures.scale([np.zeros((4, 4))]).edge == 1.0
+    assert "in HU;" in pixel.scaled(pixel.Unit("HU", 1500.0)) and "99.5 %" in pixel.scaled(pixel.Unit())
+
+
+@pytest.mark.parametrize("size", [0.01, 1.5])
+def test_a_case_is_cut_where_it_is_worst_and_its_name_and_scale_stand_beside_it(size):
+    """Half of the error is half as red, whether errors are small or large."""
     pair = case("only")
     made = pair.target.clone()
-    made[:, :, 10:12, 10:12, 9] = 1.0
+    made[:, :, 10:12, 10:14, 9] += size
+    made[:, :, 8:10, 10:14, 9] += size / 2
     assert pictures.worst_height(made - pair.target, pair.body, 2) == 9
     picture = pictures.cases_picture([pictures.Cut("only", {"truth": pair.target, "result": made}, 9)], 2)
     times = 6  # a column of 24 pixels is enlarged until its title fits
     assert picture.shape[0] == 16 + times * 22
-    assert picture.shape[1] > times * 3 * 24 + 2 * 2 + 8
-    last = picture[16:, -times * 24 :]
-    assert (last[..., 0].max(), last[..., 2].max()) == (255, 0), "too bright is red"
+    left, bar = 8 + _length("only") + 2 * (times * 24 + 2), 4 + pictures.BAR + 8 + _length(f"+{size:g}")
+    assert picture.shape[1] == left + times * 24 + bar
+    difference = picture[16:, left : left + times * 24]
+    assert set(difference[..., 0].ravel().tolist()) - {127, 128} == {0, 255}, "too bright is red"
+    assert difference[..., 2].max() == 0
+    colours = picture[16:, left + times * 24 + 4 : left + times * 24 + 4 + pictures.BAR]
+    assert colours[0, 0].tolist() == [255, 128, 0] and colours[-1, 0].tolist() == [0, 128, 255]
+
+
+def _length(text: str) -> int:
+    from PIL import ImageDraw
+
+    return int(ImageDraw.Draw(Image.new("L", (1, 1))).textlength(text))
 
 
 def smooth(n: int, seed: int) -> torch.Tensor:

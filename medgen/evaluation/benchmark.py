@@ -15,8 +15,8 @@ from medgen.core.errors import MedgenError
 from medgen.core.picture import gray
 from medgen.evaluation.baselines import Baseline, baselines
 from medgen.evaluation.document import about, cost, versions
-from medgen.evaluation.pictures import heights, lettered, plane, seen, signed, small
-from medgen.evaluation.pixel import DATA_RANGE, HEADS, MAIN, Row, estimate, ranked, score_case, summary, unit_name, unit_of
+from medgen.evaluation.pictures import flat, heights, lettered, plane, scale, seen, signed, small
+from medgen.evaluation.pixel import DATA_RANGE, HEADS, MAIN, Row, estimate, ranked, scaled, score_case, summary, unit_name, unit_of
 from medgen.evaluation.samples import evaluate_samples, sample_picture
 from medgen.evaluation.section import Estimate, Figure, Table, plain
 from medgen.evaluation.work import Case, Work
@@ -190,7 +190,7 @@ def _figures(done: Mapping[str, Work], beside: Sequence[Baseline], methods: Sequ
             by_case.setdefault(row.number, []).append(row.values["psnr"])
     order = sorted(by_case, key=lambda number: statistics.fmean(by_case[number]))
     axis = 2 if first.model.contract.slice_axis is None else first.model.contract.slice_axis
-    rows, marks, edge = [], [], DATA_RANGE / 4
+    rows, marks, scales, unit = [], [], [], unit_of(first)
     for place in dict.fromkeys((0, len(order) // 2, len(order) - 1)):
         case = first.case(order[place])
         made = [work.made(case) for work in done.values()]
@@ -202,15 +202,13 @@ def _figures(done: Mapping[str, Work], beside: Sequence[Baseline], methods: Sequ
         shown += [plane(seen(image, first.model.task.target), axis, height) for image in (case.target, *images)]
         rows.append([small(gray(p, -DATA_RANGE / 2, DATA_RANGE / 2)) for p in shown])
         blank = np.zeros_like(rows[-1][0])
-        rows.append([blank, blank, *(small(signed(_flat(p - shown[1]), edge)) for p in shown[2:])])
+        differences = [flat(p - shown[1]) for p in shown[2:]]
+        scales += [None, scale(differences, unit.name, unit.size)]
+        rows.append([blank, blank, *(small(signed(difference, scales[-1].edge)) for difference in differences)])
         marks += [case.subject, ""]
     titles = ["given", "truth", *(method.name for method in methods)]
-    note = f"The middle of the body; below each result its difference: red is too bright, blue too dark, by {edge:g} of {DATA_RANGE:g}."
-    return [Figure("The hardest, the middle and the easiest case", lettered(rows, titles, marks), note)]
-
-
-def _flat(difference: np.ndarray) -> np.ndarray:
-    return difference.mean(-1) if difference.ndim == 3 else difference
+    note = f"The middle of the body; below each result its difference, on one scale for all methods of a case. {scaled(unit)}"
+    return [Figure("The hardest, the middle and the easiest case", lettered(rows, titles, marks, scales), note)]
 
 
 def _sampled(done: Mapping[str, Work], methods: list[Method]) -> Compared:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from medgen.core.picture import gray, upright
-from medgen.evaluation.agreement import DATA_RANGE, Parts, Structures, local
-from medgen.evaluation.pictures import lettered, seen, signed, small, worst_height
+from medgen.evaluation.agreement import Parts, Structures, local
+from medgen.evaluation.pictures import lettered, scale, seen, signed, small, worst_height
+from medgen.evaluation.pixel import scaled, unit_of
 from medgen.evaluation.probes import Found
 from medgen.evaluation.section import Figure
 from medgen.evaluation.work import Case, Work
@@ -90,11 +91,11 @@ def resolution_figure(work: Work, case: Case, image: Tensor, worst: int | None, 
 def parts_figure(work: Work, case: Case, parts: Parts) -> Figure:
     """The error of the case with the largest part that the measurement cannot see."""
     height = worst_height(parts.images[0], case.body, axis_of(work))
-    edge = DATA_RANGE / 8
-    planes = [_plane(work, case.target, height), *(small(signed(_values(work, x, height), edge)) for x in parts.images)]
+    errors, unit = [_values(work, x, height) for x in parts.images], unit_of(work)
+    shared = scale(errors, unit.name, unit.size)
+    planes = [_plane(work, case.target, height), *(small(signed(error, shared.edge)) for error in errors)]
     titles = ["truth", "error", "contradicted", "not seen"]
-    note = f"{GREY} Errors: red is too bright, blue too dark, by {edge:g}."
-    return Figure("What the measurement says of the error", lettered([planes], titles, [case.subject]), note)
+    return Figure("What the measurement says of the error", lettered([planes], titles, [case.subject], [shared]), f"{GREY} {scaled(unit)}")
 
 
 def axis_of(work: Work) -> int:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from torch import Tensor, nan_to_num, nonzero
@@ -13,6 +15,9 @@ from medgen.core.picture import gray, montage, upright
 
 READABLE = 128  # pixels of a column that hold a title
 LARGEST = 256  # pixels of a column's longer side
+BAR = 8  # pixels across of a colour bar
+HELD = 99.5  # per cent of the pixels that differ are within the scale of their row
+SCALED = "Difference: red is too bright, blue too dark, {unit}; the bar beside a row is its scale, which holds {held:g} % of what differs."
 PARTS = (0.35, 0.5, 0.65)  # of the body's extent, where a volume is cut
 
 
@@ -31,15 +36,52 @@ class Cut:
     height: int
 
 
-def cases_picture(cuts: Sequence[Cut], axis: int, data_range: float = 2.0) -> np.ndarray:
-    """(H, W, 3) uint8: a row for each cut, a column for each image, and the signed difference of result and target."""
-    rows, edge = [], data_range / 4
+@dataclass(frozen=True)
+class Scale:
+    """Where the colours of differences end.
+
+    Attributes:
+        edge: in network units: red from +edge, blue from -edge.
+        unit, size: the name of the unit that is printed, and what one network unit is in it.
+    """
+
+    edge: float
+    unit: str = ""
+    size: float = 1.0
+
+    @property
+    def text(self) -> str:
+        """The end of the bar."""
+        return f"{self.edge * self.size:.3g} {self.unit}".rstrip()
+
+
+def scale(differences: Sequence[np.ndarray], unit: str = "", size: float = 1.0) -> Scale:
+    """One scale for differences that are to be compared: `HELD` per cent of the pixels that differ are within; two digits, rounded up."""
+    sizes = np.concatenate([np.abs(difference).ravel() for difference in differences])
+    differing = sizes[sizes > 0]
+    edge = float(np.percentile(differing, HELD)) if len(differing) else 1.0
+    digit = 10.0 ** (math.floor(math.log10(edge)) - 1)
+    return Scale(math.ceil(round(edge / digit, 3)) * digit, unit, size)
+
+
+def cases_picture(cuts: Sequence[Cut], axis: int, data_range: float = 2.0, unit: str = "", size: float = 1.0) -> np.ndarray:
+    """(H, W, 3) uint8: a row for each cut, a column for each image, and the signed difference of result and target with its scale.
+
+    Args:
+        unit, size: of the scales, as `Scale` has them.
+    """
+    rows, scales = [], []
     for cut in cuts:
         planes = [plane(image, axis, cut.height) for image in cut.images.values()]
-        difference = planes[-1] - planes[-2]
-        difference = difference.mean(-1) if difference.ndim == 3 else difference
-        rows.append([*(small(gray(p, -data_range / 2, data_range / 2)) for p in planes), small(signed(difference, edge))])
-    return lettered(rows, [*cuts[0].images, f"difference (+-{edge:g})"], [cut.name for cut in cuts])
+        difference = flat(planes[-1] - planes[-2])
+        scales.append(scale([difference], unit, size))
+        rows.append([*(small(gray(p, -data_range / 2, data_range / 2)) for p in planes), small(signed(difference, scales[-1].edge))])
+    return lettered(rows, [*cuts[0].images, "difference"], [cut.name for cut in cuts], scales)
+
+
+def flat(difference: np.ndarray) -> np.ndarray:
+    """(H, W) or (H, W, 3) of colours, whose mean is shown, as (H, W)."""
+    return difference.mean(-1) if difference.ndim == 3 else difference
 
 
 def worst_height(error: Tensor, mask: Tensor, axis: int) -> int:
@@ -99,22 +141,39 @@ def signed(values: np.ndarray, edge: float) -> np.ndarray:
     return (np.stack([warm, green, cold], -1) * 255 + 0.5).astype(np.uint8)
 
 
-def lettered(rows: list[list[np.ndarray]], titles: list[str], subjects: list[str], gap: int = 2, head: int = 16) -> np.ndarray:
-    """A montage under a line with the columns' titles, each row beside its subject."""
+def lettered(rows: list[list[np.ndarray]], titles: list[str], subjects: list[str], scales: Sequence[Scale | None] = ()) -> np.ndarray:
+    """A montage under a line with the columns' titles, each row beside its subject, and before the bar of its scale where it has one."""
     from PIL import Image, ImageDraw
 
+    gap, head = 2, 16
     times = max(1, -(-READABLE // max(row[0].shape[1] for row in rows)))  # small grids are enlarged, or their titles would not fit
     rows = [[plane.repeat(times, 0).repeat(times, 1) for plane in row] for row in rows]
     picture = montage(rows, gap)
-    margin = 8 + int(max(ImageDraw.Draw(Image.new("L", (1, 1))).textlength(subject) for subject in subjects))
-    canvas = Image.new("RGB", (margin + picture.shape[1], picture.shape[0] + head))
+    length = ImageDraw.Draw(Image.new("L", (1, 1))).textlength
+    margin = 8 + int(max(map(length, subjects)))
+    beside = max((4 + BAR + 8 + int(length(f"+{own.text}")) for own in scales if own), default=0)
+    canvas = Image.new("RGB", (margin + picture.shape[1] + beside, picture.shape[0] + head))
     canvas.paste(Image.fromarray(picture), (margin, head))
     draw = ImageDraw.Draw(canvas)
     width = max(row[0].shape[1] for row in rows) + gap
     for i, title in enumerate(titles):
         draw.text((margin + i * width + 4, 2), title, fill="white")
     y = head
-    for row, subject in zip(rows, subjects, strict=True):
+    for row, subject, own in zip(rows, subjects, scales or [None] * len(rows), strict=True):
         draw.text((4, y + 2), subject, fill="white")
-        y += max(plane.shape[0] for plane in row) + gap
+        height = max(plane.shape[0] for plane in row)
+        if own:
+            _draw_bar(canvas, (margin + picture.shape[1] + 4, y), height, own)
+        y += height + gap
     return np.asarray(canvas)
+
+
+def _draw_bar(canvas: Any, corner: tuple[int, int], height: int, own: Scale) -> None:
+    """The colours of a scale from top to bottom, with its ends and its middle."""
+    from PIL import Image, ImageDraw
+
+    (x, y), draw = corner, ImageDraw.Draw(canvas)
+    colours = signed(np.linspace(1, -1, height)[:, None].repeat(BAR, 1), 1)
+    canvas.paste(Image.fromarray(colours), corner)
+    for text, top in ((f"+{own.text}", y), ("0", y + height // 2 - 6), (f"-{own.text}", y + height - 12)):
+        draw.text((x + BAR + 4, top), text, fill="white")

@@ -15,7 +15,7 @@ from medgen.core.colours import coloured
 from medgen.core.errors import MedgenError
 from medgen.evaluation.baselines import Baseline, baselines
 from medgen.evaluation.perception import perception
-from medgen.evaluation.pictures import Cut, cases_picture, heights, seen, worst_height
+from medgen.evaluation.pictures import HELD, SCALED, Cut, cases_picture, heights, seen, worst_height
 from medgen.evaluation.section import Estimate, Figure, Level, Section, Table, skipped
 from medgen.evaluation.work import AIR, Case, Work
 from medgen.metrics.conventions import fastmri
@@ -43,7 +43,7 @@ HEADS = {
 ENOUGH = 4  # subjects, from which a verdict may be good
 LARGEST = {"ssim": 1.0, "ms_ssim": 1.0, "haarpsi": 1.0}
 MAIN, KINDS = list(HEADS)[:6], list(HEADS)[6:]
-PICTURE = "Grey from -1 to 1 in network units, the same for all. Difference: red is too bright, blue too dark, by a quarter of that range."
+GREY = "Grey from -1 to 1 in network units, the same for all."
 BLURRED = -3.0  # dB of fine detail: half of the power
 SHOWN = 3  # the worst cases; the middle and the best one beside them
 
@@ -91,7 +91,7 @@ def section(work: Work) -> Section:
     if eye is not None:
         eye.tell(told, {"model": "the model"} | {rival.name: rival.title for rival in rivals})
     told.worst = [(row.subject, f"{_told(row)} in the body") for row in ranked(rows)[:SHOWN]]
-    told.figures = _figures(work, rows)
+    told.figures = _figures(work, rows, unit)
     return told
 
 
@@ -276,7 +276,7 @@ def _cases(rows: Sequence[Row]) -> Table:
     return Table("Every volume in the body, the worst first", ["subject", *(HEADS[m] for m in MAIN)], cells)
 
 
-def _figures(work: Work, rows: Sequence[Row]) -> list[Figure]:
+def _figures(work: Work, rows: Sequence[Row], unit: Unit) -> list[Figure]:
     """The worst cases, the middle one and the best one, each in its worst plane; and the worst one at three heights."""
     order = ranked(rows)
     axis = 2 if work.model.contract.slice_axis is None else work.model.contract.slice_axis
@@ -288,10 +288,16 @@ def _figures(work: Work, rows: Sequence[Row]) -> list[Figure]:
         cuts.append(Cut(case.subject, images, worst_height(made.image - case.target, case.body, axis)))
         if place == 0 and case.body.ndim == 5:
             tall = [Cut(case.subject if not i else "", images, height) for i, height in enumerate(heights(case.body[0, 0], axis))]
-    figures = [Figure(title, cases_picture(cuts, axis, DATA_RANGE), f"Each is cut where its error is largest. {PICTURE}")]
+    seen_as, note = (axis, DATA_RANGE, unit.name, unit.size), f"{GREY} {scaled(unit)}"
+    figures = [Figure(title, cases_picture(cuts, *seen_as), f"Each is cut where its error is largest. {note}")]
     if order and cuts[0].images["truth"].ndim == 5:
-        figures.append(Figure(f"The worst case, {order[0].subject}, at three heights", cases_picture(tall, axis, DATA_RANGE), PICTURE))
+        figures.append(Figure(f"The worst case, {order[0].subject}, at three heights", cases_picture(tall, *seen_as), note))
     return figures
+
+
+def scaled(unit: Unit) -> str:
+    """What the colours of differences mean."""
+    return SCALED.format(unit=f"in {unit.name or f'network units (full range {DATA_RANGE:g})'}", held=HELD)
 
 
 def shown(work: Work, case: Case, view: Tensor | None, images: Mapping[str, Tensor]) -> dict[str, Tensor]:
