@@ -16,6 +16,7 @@ from medgen.cli.main import main
 from medgen.core.contract import Contract
 from medgen.core.errors import MedgenError
 from medgen.core.volume import Volume
+from medgen.data.columns import Column, describe, sidecar
 from medgen.evaluation import parts
 from medgen.evaluation.card import card_text, checks
 from medgen.evaluation.cost import Calls
@@ -103,6 +104,27 @@ def test_the_page_says_how_good_on_what_how_sure_and_what_went_wrong(loaded, tab
     assert perceptual["encoder"] == built_in(2).name and perceptual["encoder"] in html
     assert perceptual["model"]["n"] == 4 and perceptual["model"]["value"] == pytest.approx(perceptual["line"]["value"], rel=0.05)
     assert "Not measured here, and why" in html and "Samples at a glance" in html[html.index('id="left"') :]
+
+
+def test_regions_have_the_names_of_their_classes(loaded, table):
+    """Stored 7 is called rim: the second class of --labels part=0,7,9; 9 has no name, and names that come later are seen."""
+    part = np.zeros(SHAPE, np.float32)
+    part[4:8, 4:8], part[8:12, 4:8] = 7, 9
+    Volume(part[None], np.eye(4)).save(table.parent / "part.nii.gz")
+    lines = table.read_text().splitlines()
+    table.write_text("\n".join([f"{lines[0]},part", *(f"{line},part.nii.gz" for line in lines[1:])]) + "\n")
+    options = ("--parts", "pixel", "--labels", "part=0,7,9")
+    _, before = evaluate(table, *options)
+    assert "<td>part=1</td>" in before and "<td>part=2</td>" in before
+    sidecar(table).write_text(describe({"part": Column("labels", classes=("0: rest", "7: rim & <i>core</i>"))}))
+    told, html = evaluate(table, *options, "--overwrite")
+    assert told["sections"]["pixel"]["numbers"]["region_names"] == {"part=1": "part: rim & <i>core</i>"}
+    assert (
+        html.count("<td>part: rim &amp; &lt;i&gt;core&lt;/i&gt;</td>") == 2 and "<td>part=1</td>" not in html and "<td>part=2</td>" in html
+    )
+    sidecar(table).write_text("{}")
+    with pytest.raises(SystemExit):
+        evaluate(table, *options, "--overwrite")
 
 
 def test_the_page_needs_nothing_outside_it(loaded, table):

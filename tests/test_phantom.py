@@ -8,7 +8,8 @@ import pytest
 from medgen.core.errors import MedgenError
 from medgen.core.intensity import MRPercentile
 from medgen.core.random import generator
-from medgen.data.manifest import EmptySplit
+from medgen.data.columns import read_columns
+from medgen.data.manifest import EmptySplit, Manifest
 from medgen.data.phantom import contrast, shapes
 from medgen.data.phantom.anatomy import Brain
 from medgen.data.phantom.drawn import FIRST
@@ -16,6 +17,7 @@ from medgen.data.phantom.export import write_phantoms
 from medgen.data.phantom.grid import Grid
 from medgen.data.phantom.paint import CSF, DEEP, GM, LESION, TISSUES, WM
 from medgen.data.phantom.source import PhantomData
+from medgen.data.readers import read
 
 GRID = Grid.centred((64, 64, 64))
 ML = float(np.prod(GRID.spacing)) / 1000
@@ -341,6 +343,21 @@ def test_written_phantoms_are_the_phantoms(tmp_path):
     assert np.array_equal(mask, Brain(4, 0).lesion(grid))
     places = [0, FIRST["validation"], FIRST["test"]]
     assert [row["label"] for row in rows] == [str(int(Brain(4, index).has_lesion)) for index in places]
+
+
+def test_label_maps_on_disk_come_with_the_names_of_their_classes(tmp_path):
+    """The class that is called lesion is where the lesion's own map is, the one called white matter where that fills most of a voxel."""
+    manifest = Manifest.read(write_phantoms(tmp_path, subjects=3, channels=("tissue", "lesion"), shape=(48, 54, 48)))
+    columns = read_columns(manifest.path)
+    names = {name: {word: value for value, word in columns[name].names().items()} for name in ("tissue", "lesion")}
+    assert len(names["tissue"]) == len(TISSUES) and names["lesion"] == {"no lesion": 0, "lesion": 1}
+    brains = [Brain(0, FIRST[row["split"]]) for row in manifest.rows]
+    assert any(brain.has_lesion for brain in brains)
+    for row, brain in zip(manifest.rows, brains, strict=True):
+        tissue, lesion = (read(manifest.file(row, name)).array[0] for name in ("tissue", "lesion"))
+        inside = lesion[tissue == names["tissue"]["lesion"]]
+        assert inside.mean() > 0.9 if brain.has_lesion else not len(inside)
+        assert np.array_equal(tissue == names["tissue"]["white matter"], brain.labels(Grid.centred(tissue.shape)) == WM)
 
 
 def test_writing_refuses_to_overwrite_and_to_lose_subjects(tmp_path):

@@ -103,6 +103,7 @@ def test_nnunet_raw(tmp_path):
         ("c", "test", "imagesTs/c_0000.nii.gz", "", ""),
     ]
     assert found.table.columns["label"].classes == ("0: background", "1: tumour") and found.table.columns["t1"].modality == "MR"
+    assert found.table.columns["label"].names() == {0: "background", 1: "tumour"}
     assert any("counts 3 training cases, and 2 are there" in note for note in found.table.notes)
     assert found.left_out == {"labelsTr/stray.nii.gz": "a label map without an image"}
 

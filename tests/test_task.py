@@ -9,6 +9,7 @@ from PIL import Image
 
 from medgen.core.contract import Contract
 from medgen.core.volume import Volume
+from medgen.data.columns import Column, describe
 from medgen.data.manifest import Manifest
 from medgen.evaluation.judges import CLASSIFIERS, Classifier, Segmenter, Training
 from medgen.evaluation.section import Level
@@ -159,6 +160,7 @@ def test_a_fixed_segmenter_finds_lesions_in_a_copy_and_tells_those_that_are_else
     for moves in (False, True):
         folder = tmp_path / str(moves)
         folder.mkdir()
+        (folder / "list.columns.json").write_text(describe({"lesion": Column("labels", classes=("0: none", "1: a disc"))}))
         told = section(by_maps(folder, Copies(moves), Translation(("t1",), ("t2",), PSNR(2.0)), labels={"lesion": 2}), QUICK)
         lesions, overlap = told.numbers["segmenter"]["lesions"], told.numbers["segmenter"]["lesion=1"]
         assert lesions["real"] == {"found": 8, "there": 8, "false": 0} and overlap["real"].value > 0.85
@@ -169,6 +171,7 @@ def test_a_fixed_segmenter_finds_lesions_in_a_copy_and_tells_those_that_are_else
             assert lesions["made"]["found"] <= 2 and lesions["made"]["false"] >= 6 and told.level is Level.BAD
             assert len(told.worst) == 3
         assert any("sensitivity" in table.columns for table in told.tables)
+        assert [row[0] for row in told.tables[0].rows] == ["lesion: a disc"], "the class by its name"
 
 
 def test_errors_in_hounsfield_units_by_tissue(tmp_path):

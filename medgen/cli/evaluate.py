@@ -12,6 +12,7 @@ from medgen.cli.progress import bars
 from medgen.cli.rank import shared
 from medgen.cli.zoo import read_report
 from medgen.core.errors import MedgenError
+from medgen.data.columns import read_columns
 from medgen.data.manifest import Manifest
 from medgen.evaluation.card import checks
 from medgen.evaluation.document import PLAIN, document, free_paths, write
@@ -57,6 +58,7 @@ def run(options: argparse.Namespace) -> None:
 
 def _work(options: argparse.Namespace) -> Work:
     manifest = Manifest.read(options.data)
+    read_columns(manifest.path)  # refuses a description that cannot be read before anything is made
     if options.domain:
         manifest.require([options.domain])
     for said in options.features:

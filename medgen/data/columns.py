@@ -47,7 +47,7 @@ class Column:
     Attributes:
         kind: one of `KINDS`; "labels" is a label map, an attribute is a number.
         modality: of an image, one of `MODALITIES`, or None where nobody knows.
-        classes: names of 0, 1, 2, ... of an attribute; values and names of a label map, where they are known.
+        classes: names of 0, 1, 2, ... of an attribute or a label map, or of a label map values with names such as "3: tumour".
         about: anything else worth knowing.
     """
 
@@ -55,6 +55,13 @@ class Column:
     modality: str | None = None
     classes: tuple[str, ...] = ()
     about: str = ""
+
+    def names(self) -> dict[int, str]:
+        """Stored value -> name of its class, of those that have one; a name that stands for several values is left out."""
+        values = [re.fullmatch(r"(-?\d+): (.+)", name) for name in self.classes]
+        if any(values):
+            return {int(found[1]): found[2] for found in values if found}
+        return dict(enumerate(self.classes))
 
     @staticmethod
     def said(kind: str, where: str) -> Column:

@@ -17,6 +17,7 @@ import numpy as np
 
 from medgen.core.errors import MedgenError, nearest
 from medgen.core.page import png
+from medgen.evaluation.classes import class_names
 from medgen.evaluation.section import Estimate, Figure, Level, Section, Table, plain, skipped
 from medgen.evaluation.work import Work
 
@@ -94,13 +95,14 @@ def _tried(work: Work, part: Part) -> Section:
 
 
 def _facts(work: Work) -> str:
-    """A digest of what a section depends on beside the answers: settings, label maps and the code that measures."""
+    """A digest of what a section depends on beside the answers: settings, label maps, their classes' names and the code that measures."""
     code = hashlib.sha256()
     for room in ("evaluation", "metrics"):
         for path in sorted((Path(__file__).parents[1] / room).glob("*.py")):
             code.update(path.read_bytes())
     facts = {
         "labels": dict(work.labels),
+        "classes": class_names(work),
         "domain": work.domain,
         "quick": work.quick,
         "features": list(work.features),

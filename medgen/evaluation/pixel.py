@@ -14,6 +14,7 @@ from torch import Tensor
 from medgen.core.colours import coloured
 from medgen.core.errors import MedgenError
 from medgen.evaluation.baselines import Baseline, baselines
+from medgen.evaluation.classes import class_names
 from medgen.evaluation.perception import perception
 from medgen.evaluation.pictures import HELD, SCALED, Cut, cases_picture, heights, seen, worst_height
 from medgen.evaluation.section import Estimate, Figure, Level, Section, Table, skipped
@@ -81,8 +82,10 @@ def section(work: Work) -> Section:
     told = Section(NAME, TITLE, numbers={**summary(rows), "baselines": {name: summary(found) for name, found in others.items()}})
     told.protocol = protocol(work)
     _judge(told, rows, others, rivals)
-    told.tables = [_table(rows, MAIN, "Mean over subjects, by region"), _beside(rows, others, rivals)]
-    told.tables += [_table(rows, KINDS, "What kind of error it is"), _cases(rows)]
+    names = class_names(work)
+    told.numbers["region_names"] = {row.region: names[row.region] for row in rows if row.region in names}
+    told.tables = [_table(rows, MAIN, "Mean over subjects, by region", names), _beside(rows, others, rivals)]
+    told.tables += [_table(rows, KINDS, "What kind of error it is", names), _cases(rows)]
     if known:
         told.numbers["fastmri"] = _region(known)
         cells = ["the model", *(estimate(known, "fastmri", metric) for metric in known[0].values)]
@@ -247,10 +250,10 @@ def _against(gap: Estimate, title: str) -> str:
     return f"That is {size} {'above' if gap.value > 0 else 'below'} {title}."
 
 
-def _table(rows: Sequence[Row], metrics: Sequence[str], title: str) -> Table:
+def _table(rows: Sequence[Row], metrics: Sequence[str], title: str, names: Mapping[str, str]) -> Table:
     regions = list(dict.fromkeys(row.region for row in rows))
     known = [metric for metric in metrics if any(math.isfinite(row.values[metric]) for row in rows)]
-    cells = [[region, *(estimate(rows, region, metric) for metric in known)] for region in regions]
+    cells = [[names.get(region, region), *(estimate(rows, region, metric) for metric in known)] for region in regions]
     note = f"Better is: {_better(known)}. 95 % intervals resample subjects; of a class, those who have it."
     if metrics is KINDS:
         note += " " + " ".join(f"{HEADS[m][:1].upper()}{HEADS[m][1:]}: {METRICS[m].meaning}." for m in known)

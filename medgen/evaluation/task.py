@@ -19,6 +19,7 @@ from medgen.core.errors import MedgenError
 from medgen.core.random import generator
 from medgen.data.files import FileData
 from medgen.data.options import Keep, Options
+from medgen.evaluation.classes import class_names
 from medgen.evaluation.judges import CLASSIFIERS, Classifier, Segmenter, Training
 from medgen.evaluation.section import Estimate, Level, Section, Table, skipped
 from medgen.evaluation.work import Case, Work
@@ -136,10 +137,10 @@ def segmented(work: Work, training: Training) -> Part:
             found[kind].append((case.subject, dice(predicted, truth, classes)))
             if lesion:
                 counts[kind] += detected((predicted > 0).numpy(), (truth > 0).numpy())
-    rows, numbers = [], {}
+    rows, numbers, names = [], {}, class_names(work)
     for k in range(classes - 1):
         pair = {kind: _known([(s, float(d[k])) for s, d in values]) for kind, values in found.items()}
-        rows.append([f"{name}={k + 1}", pair["made"], pair["real"]])
+        rows.append([names.get(f"{name}={k + 1}", f"{name}={k + 1}"), pair["made"], pair["real"]])
         numbers[f"{name}={k + 1}"] = pair
     note = f"{len(subjects)} images of {len(set(subjects))} training subjects; the real column is what it can do."
     tables = [Table("A segmenter trained on real images", ["Dice of", "on made images", "on real images"], rows, note)]

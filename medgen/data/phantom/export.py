@@ -15,6 +15,7 @@ from medgen.data.columns import Column, describe, sidecar
 from medgen.data.phantom.anatomy import Brain
 from medgen.data.phantom.drawn import FIRST
 from medgen.data.phantom.grid import Grid
+from medgen.data.phantom.paint import NAMES
 from medgen.data.phantom.source import LABELS, PhantomData
 
 
@@ -46,7 +47,7 @@ def write_phantoms(
         yield from ((channel, _volume(data, brain, grid, stack, channel)) for channel in data.channels)
         yield "label", int(brain.has_lesion)
 
-    columns = {name: Column("labels") if name in LABELS else Column("image", "CT" if name == "ct" else "MR") for name in channels}
+    columns = {name: _column(name) for name in channels}
     return write_volumes(Path(folder), splits, columns | {"label": Column("attribute", classes=("healthy", "lesion"))}, volumes)
 
 
@@ -84,6 +85,12 @@ def write_volumes(
         writer.writerows(rows)
     sidecar(manifest).write_text(describe(columns))
     return manifest
+
+
+def _column(channel: str) -> Column:
+    if channel in LABELS:
+        return Column("labels", classes=NAMES if channel == "tissue" else ("no lesion", "lesion"))
+    return Column("image", "CT" if channel == "ct" else "MR")
 
 
 def _volume(data: PhantomData, brain: Brain, grid: Grid, stack: np.ndarray, channel: str) -> Volume:

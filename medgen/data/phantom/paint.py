@@ -10,6 +10,7 @@ from medgen.data.phantom.shapes import Array, Points, beyond, cover, cover_sheet
 from medgen.data.phantom.traits import Traits
 
 TISSUES = ("air", "soft", "fat", "bone", "marrow", "csf", "gm", "wm", "deep", "lesion")
+NAMES = ("air", "soft tissue", "fat", "bone", "marrow", "CSF", "grey matter", "white matter", "deep grey matter", "lesion")
 AIR, SOFT, FAT, BONE, MARROW, CSF, GM, WM, DEEP, LESION = range(len(TISSUES))
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from medgen.core.volume import Volume
 from medgen.data.columns import Column
 from medgen.data.phantom.chest.anatomy import Chest
+from medgen.data.phantom.chest.paint import TISSUES
 from medgen.data.phantom.chest.scanner import Scanner
 from medgen.data.phantom.chest.source import LABELS, ChestData, channel_values
 from medgen.data.phantom.export import checked_splits, write_volumes
@@ -50,7 +51,8 @@ def write_chests(
             yield channel, Volume(values[None], grid.affine, "label" if label else "HU")
         yield from data.attributes(chest).items()
 
-    columns = {name: Column("labels") if name in LABELS else Column("image", "CT") for name in channels}
+    classes = {"tissue": TISSUES, "nodule": ("no nodule", "nodule")}
+    columns = {name: Column("labels", classes=classes[name]) if name in LABELS else Column("image", "CT") for name in channels}
     columns |= {"label": Column("attribute", classes=("no nodule", "nodule")), "contrast": Column("attribute", classes=("none", "agent"))}
     return write_volumes(Path(folder), splits, columns | {"dose": Column("attribute")}, volumes)
 

@@ -14,12 +14,12 @@ from medgen.data.columns import Column, describe, sidecar
 from medgen.data.phantom.drawn import FIRST
 from medgen.data.phantom.histology.source import HistologyData
 from medgen.data.phantom.histology.stain import DOMAINS
-from medgen.data.phantom.histology.tissue import CLASSES
+from medgen.data.phantom.histology.tissue import CLASSES, TISSUES
 
 _COLUMNS = {
     "image": Column("image", "picture"),
-    "tissue": Column("labels"),
-    "nuclei": Column("labels"),
+    "tissue": Column("labels", classes=TISSUES),
+    "nuclei": Column("labels", classes=("no nucleus", "nucleus")),
     "instances": Column("labels", about="numbered nuclei"),
     "class": Column("text"),
     "label": Column("attribute", classes=CLASSES),
