@@ -215,7 +215,7 @@ def test_a_part_that_fails_or_is_missing_does_not_end_the_others(loaded, table, 
     monkeypatch.setitem(sys.modules, "medgen_test_parts", module)
     listed = [("broken", "medgen_test_parts:broken"), ("gone", "medgen_test_gone:section"), ("counted", "medgen_test_parts:counted")]
     monkeypatch.setattr(parts, "PARTS", tuple(parts.Part(name, place, name.title()) for name, place in listed))
-    told, html = evaluate(table, "--checks")
+    told, html = evaluate(table, "--parts", "broken", "gone", "counted")
     sections = told["sections"]
     assert list(sections) == ["broken", "gone", "counted"] and sections["counted"]["verdict"] == "fine."
     assert "ValueError: out of luck" in sections["broken"]["skipped"] and "no medgen_test_gone" in sections["gone"]["skipped"]
@@ -256,11 +256,16 @@ def test_what_evaluate_does_not_know_is_refused(loaded, table, capsys):
 
 
 def test_the_checks_of_a_card_and_the_card(loaded, table, capsys):
-    told, _ = evaluate(table, "--parts", "pixel", "--checks")
+    told, _ = evaluate(table, "--parts", "pixel")
+    capsys.readouterr()
+    with Calls(loaded.model) as calls:
+        main(["evaluate", "halved", "--data", "gone.csv", "-o", str(table.parent / "report"), "--checks"])
     out = capsys.readouterr().out
+    assert calls.count == 0, "a finished report is not made again"
+    assert out.startswith(
+        f"{table.parent / 'report' / 'evaluation.json'}: halved on {table}, split test\nhas   training data: a drawn set\n"
+    )
     assert "has   licence of the training data: CC0" in out and "LACKS copies of training data: run the part privacy" in out
-    main(["evaluate", "halved", "--data", "gone.csv", "-o", str(table.parent / "report"), "--checks"])
-    assert capsys.readouterr().out.splitlines()[0] == "has   training data: a drawn set", "a finished report is not made again"
     found = {check.what: check.there for check in checks({**told, "data": {**told["data"], "subjects": 1}})}
     assert found["a yardstick"] and not found["an interval"]
     text = card_text(told, loaded.contract)
@@ -268,6 +273,17 @@ def test_the_checks_of_a_card_and_the_card(loaded, table, capsys):
     assert f"| the model | {psnr['mean']:.4g} [{psnr['interval'][0]:.4g}, {psnr['interval'][1]:.4g}] |" in text
     assert "a drawn set; licence CC0" in text and "Worst case s2<b>" in text
     assert "Nothing was measured" in card_text(None, loaded.contract)
+
+
+def test_the_checks_make_no_report_and_say_how_to_make_one(table, monkeypatch, capsys):
+    monkeypatch.setattr("medgen.cli.loading.load", lambda name, device: pytest.fail("no model is needed"))
+    out = table.parent / "report"
+    with pytest.raises(SystemExit):
+        main(["evaluate", "runs/halved", "--data", str(table), "-o", str(out), "--checks"])
+    said = capsys.readouterr().err
+    assert f"there is no {out / 'evaluation.json'} yet" in said
+    assert f"make it first: medgen evaluate runs/halved --data {table} -o {out}" in said
+    assert not out.exists()
 
 
 def test_the_zoo_takes_numbers_and_card_from_the_report(table, tmp_path, monkeypatch, capsys):

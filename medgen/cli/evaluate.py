@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +25,8 @@ from medgen.training import ranks
 @shared
 def run(options: argparse.Namespace) -> None:
     """Ranks share the answers, or the samples; rank 0 measures and writes. What was made before an interruption is found again."""
-    if options.checks and (Path(options.output) / PLAIN).is_file():
-        return _say_checks(read_report(options.output))
-    if options.checks and not ranks.rank():
-        print(f"no report in {options.output} yet: it is made first", flush=True)
+    if options.checks:
+        return _say_checks(options)
     with ranks.agreed():
         parts = chosen(options.parts)
         work = _work(options)
@@ -51,8 +48,6 @@ def run(options: argparse.Namespace) -> None:
     print(f"images: {volumes}, subjects: {subjects}, split {work.split}")
     for section in sections:
         print(f"{section.title}: {section.verdict}")
-    if options.checks:
-        _say_checks(report)
     print(f"written: {paths[0]} and {paths[1]}; what the model made is kept in {work.kept}")
 
 
@@ -102,7 +97,19 @@ def _labels(said: list[str]) -> dict[str, int | dict[str, Any]]:
     return found
 
 
-def _say_checks(report: Mapping[str, Any]) -> None:
-    """What a model card needs, and whether the report has it."""
+def _say_checks(options: argparse.Namespace) -> None:
+    """What a model card needs, and whether the report that is there has it; nothing is made.
+
+    Raises:
+        MedgenError: there is no report yet.
+    """
+    path = Path(options.output) / PLAIN
+    if not path.is_file():
+        line = f"medgen evaluate {options.model} --data {options.data} -o {options.output}"
+        raise MedgenError(f"--checks reads a report, and there is no {path} yet; make it first: {line}")
+    report = read_report(options.output)
+    if ranks.rank():
+        return
+    print(f"{path}: {report['model']['name']} on {report['data']['manifest']}, split {report['data']['split']}")
     for check in checks(report):
         print(f"{'has  ' if check.there else 'LACKS'} {check.what}: {check.told}")

@@ -151,7 +151,9 @@ def _evaluate(parser: argparse.ArgumentParser) -> None:
         help="only these: pixel, samples, feature, task, hallucination, calibration, anomaly, privacy, shift",
     )
     parser.add_argument("--quick", action="store_true", help="leave out what trains networks or runs the model on changed cases")
-    parser.add_argument("--checks", action="store_true", help="say what a model card needs and whether the report has it")
+    parser.add_argument(
+        "--checks", action="store_true", help="make nothing: say what a model card needs and whether the report in DIR has it"
+    )
     parser.set_defaults(run=_lazy("evaluate"))
 
 
