@@ -14,6 +14,7 @@ from test_page import SHAPE, translator
 
 from medgen.cli.main import main
 from medgen.core.errors import MedgenError
+from medgen.core.levels import Karras
 from medgen.core.volume import Volume
 from medgen.evaluation.benchmark import Method, _notes, check_alike, ranking
 from medgen.evaluation.cost import Calls
@@ -21,6 +22,9 @@ from medgen.evaluation.pixel import MAIN, Row
 from medgen.evaluation.work import Work
 from medgen.inference import Pretrained
 from medgen.metrics.monitor import FeatureDistance
+from medgen.samplers.guidance import ClassifierFree
+from medgen.samplers.heun import Heun
+from medgen.samplers.schedulers import DiffusersSampler
 from medgen.tasks.synthesis import Synthesis
 
 
@@ -85,12 +89,29 @@ def test_the_fitted_line_beats_both_and_then_no_model_is_bold(models, table):
 
 
 def test_costs_are_counted_and_a_second_run_asks_no_network(models, table):
-    told, _ = benchmark(table, "--baseline", "none")
+    told, html = benchmark(table, "--baseline", "none")
     spent = told["models"]["near"]["cost"]
+    assert spent["sampler"] is None and "<td>one pass</td>" in html
     assert spent["evaluations"] == 2 and spent["seconds"] > 0 and spent["memory_bytes"] > 0, "12 slices in batches of 8"
     with Calls(models["near"].model) as near, Calls(models["far"].model) as far:
         again, _ = benchmark(table, "--baseline", "none", "--overwrite")
     assert near.count == far.count == 0 and again == told
+
+
+def test_how_each_model_is_sampled_stands_beside_what_it_costs(models, table):
+    models["near"].model.sampler = DiffusersSampler("UniPCMultistepScheduler", 12)
+    models["near"].model.guidance = ClassifierFree(2.5)
+    models["far"].model.sampler = Heun(Karras(), steps=1)
+    told, html = benchmark(table, "--baseline", "none")
+    cost = {name: model["cost"] for name, model in told["models"].items()}
+    assert {name: cost["near"][name] for name in ("sampler", "steps", "guidance")} == {
+        "sampler": "UniPCMultistepScheduler",
+        "steps": 12,
+        "guidance": 2.5,
+    }
+    assert cost["far"]["sampler"] == "Heun" and cost["far"]["steps"] == 1 and cost["far"]["guidance"] is None
+    costs = html[html.index("<h3>Costs</h3>") :]
+    assert "<td>UniPCMultistepScheduler, 12 steps, guidance 2.5</td>" in costs and "<td>Heun, 1 step</td>" in costs
 
 
 def test_few_subjects_are_never_bold(models, table):

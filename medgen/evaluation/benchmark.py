@@ -14,7 +14,7 @@ from torch import nn
 from medgen.core.errors import MedgenError
 from medgen.core.picture import gray
 from medgen.evaluation.baselines import Baseline, baselines
-from medgen.evaluation.document import about, cost, versions
+from medgen.evaluation.document import about, cost, sampling_said, versions
 from medgen.evaluation.pictures import flat, heights, lettered, plane, scale, seen, signed, small
 from medgen.evaluation.pixel import DATA_RANGE, HEADS, MAIN, Row, estimate, ranked, scaled, score_case, summary, unit_name, unit_of
 from medgen.evaluation.samples import evaluate_samples, sample_picture
@@ -240,9 +240,14 @@ def tables(found: Compared) -> list[tuple[Table, list[tuple[int, int]]]]:
         apart = [[m.name, *(found.differences[metric].get(m.name, "best mean") for metric in MAIN)] for m in found.methods]
         note = "What a method scores above the one with the best mean, on the same cases: mean over subjects."
         made.append((Table(DIFFERENCES, ["method", *(HEADS[m] for m in MAIN)], apart, note), []))
-    spent = [[m.name, _seconds(m.cost), m.cost.get("evaluations"), _memory(m.cost), m.about["numbers"]] for m in found.methods if m.cost]
+    spent = [
+        [m.name, sampling_said(m.about), _seconds(m.cost), m.cost.get("evaluations"), _memory(m.cost), m.about["numbers"]]
+        for m in found.methods
+        if m.cost
+    ]
+    heads = ["model", "sampler", "seconds", "network evaluations", "memory (GB)", "parameters"]
     note = "Medians per answer or sample; memory is the most that the process (on CUDA: the device's tensors) held."
-    return [*made, (Table("Costs", ["model", "seconds", "network evaluations", "memory (GB)", "parameters"], spent, note), [])]
+    return [*made, (Table("Costs", heads, spent, note), [])]
 
 
 def _sample_cells(found: Mapping[str, Any]) -> list[float | str]:
@@ -257,6 +262,11 @@ def _seconds(spent: Mapping[str, Any]) -> float | None:
 
 def _memory(spent: Mapping[str, Any]) -> float | None:
     return spent["memory_bytes"] / 1e9 if spent.get("memory_bytes") else None
+
+
+def _cost(method: Method) -> dict[str, Any]:
+    """What an answer took, and what it was drawn by, which explains it."""
+    return {**method.cost, **{name: method.about[name] for name in ("sampler", "steps", "guidance")}}
 
 
 def document(found: Compared, works: Work, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -274,7 +284,7 @@ def document(found: Compared, works: Work, settings: Mapping[str, Any]) -> dict[
                 "subjects": len(rows.subjects),
             },
             "settings": dict(settings),
-            "models": {m.name: {"about": m.about, "cost": m.cost, **scores[m.name]} for m in found.methods if m.about},
+            "models": {m.name: {"about": m.about, "cost": _cost(m), **scores[m.name]} for m in found.methods if m.about},
             "baselines": {m.name: scores[m.name] for m in found.methods if not m.about},
             "best": found.best,
             "differences_from_the_best_mean": found.differences,

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 import medgen
 from medgen.core.errors import MedgenError
@@ -43,7 +44,7 @@ def document(work: Work, sections: Sequence[Section]) -> dict[str, Any]:
             "seed": work.seed,
             "draws": work.draws,
             **({"samples": work.samples} if work.kind == "synthesis" else {}),
-            "steps": getattr(getattr(work.model.model, "sampler", None), "steps", None),
+            "steps": sampling(work.model.model)["steps"],
             "given": plain(dict(work.given)),
             "quick": work.quick,
         },
@@ -66,12 +67,30 @@ def about(work: Work) -> dict[str, Any]:
         "conditions": [*model.task.labels, *model.task.attributes],
         "size": list(contract.size),
         "spacing": None if contract.spacing is None else list(contract.spacing),
-        "sampler": type(getattr(model.model, "sampler", None)).__name__ if hasattr(model.model, "sampler") else None,
+        **sampling(model.model),
         "numbers": sum(p.numel() for p in model.model.parameters()),
         "weights": work.fingerprint,
         "training_data": plain(dict(contract.data)),
         "known_failures": known_failures(model.folder),
     }
+
+
+def sampling(model: nn.Module) -> dict[str, Any]:
+    """How images are drawn: name of the sampler, its steps, the scale of guidance; each None where there is none."""
+    sampler, guidance = (getattr(model, name, None) for name in ("sampler", "guidance"))
+    return {
+        "sampler": None if sampler is None else getattr(sampler, "scheduler", type(sampler).__name__),
+        "steps": getattr(sampler, "steps", None),
+        "guidance": getattr(guidance, "scale", None),
+    }
+
+
+def sampling_said(about: Mapping[str, Any]) -> str:
+    """The same in words."""
+    if about["sampler"] is None:
+        return "one pass"
+    steps = f", {about['steps']} step{'' if about['steps'] == 1 else 's'}" if about["steps"] else ""
+    return f"{about['sampler']}{steps}" + ("" if about["guidance"] is None else f", guidance {about['guidance']:g}")
 
 
 def known_failures(folder: str | Path | None) -> list[str]:

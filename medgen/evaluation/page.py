@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from medgen.core.page import document, image, png, table
+from medgen.evaluation.document import sampling_said
 from medgen.evaluation.section import WORDS, Estimate, Figure, Level, Section, Table
 
 STYLE = Path(__file__).with_name("page.css")
@@ -80,7 +81,7 @@ def _on_what(told: Mapping[str, Any]) -> str:
         ),
         "its card says": " ".join(told["model"].get("known_failures", [])[:3]),
         "given": ", ".join(f"{name}={value}" for name, value in settings["given"].items()),
-        "sampler": f"{told['model']['sampler']}, {_count(settings['steps'], 'step')}" if settings.get("steps") else None,
+        "sampler": sampling_said(told["model"]),
     }
     return card("On what", facts(known))
 
