@@ -21,7 +21,7 @@ from medgen.evaluation import parts
 from medgen.evaluation.card import card_text, checks
 from medgen.evaluation.cost import Calls
 from medgen.evaluation.encoder import built_in
-from medgen.evaluation.page import interval, section_html, table_html
+from medgen.evaluation.page import cautions, interval, page, section_html, table_html
 from medgen.evaluation.section import Estimate, Figure, Level, Section, Table
 from medgen.inference import Pretrained
 from medgen.metrics.monitor import PSNR
@@ -139,13 +139,35 @@ def test_the_page_needs_nothing_outside_it(loaded, table):
     assert "prefers-color-scheme: dark" in html and "max-width: 720px" in html
 
 
-def test_one_subject_has_no_interval_and_the_page_says_so(loaded, table):
+def test_one_subject_has_no_interval_and_the_page_says_so(loaded, table, capsys):
     lines = table.read_text().splitlines()
     table.write_text("\n".join([lines[0], lines[1]]) + "\n")
     told, html = evaluate(table)
-    assert "One subject" in html[: html.index("<h2")]
+    first = html[: html.index("<h2")]
+    assert "One subject, 1 image row: one subject cannot tell how much subjects differ, so there is no interval over subjects" in first
+    assert "beware: One subject, 1 image row" in capsys.readouterr().out
     assert told["sections"]["pixel"]["numbers"]["regions"]["body"]["psnr"]["interval"] is None
     assert 'class="interval"' not in html
+
+
+def test_one_subject_is_said_on_the_first_screen_also_where_images_have_intervals():
+    """Whatever intervals a part has, of four samples beside one subject's images none is over subjects."""
+    told = {
+        "model": {"name": "m", "kind": "synthesis", "family": "Diffusion", "target": ["t1"], "size": [8, 8], "spacing": None, "folder": "m"}
+        | {"conditions": [], "numbers": 1, "training_data": {}, "sampler": "Heun", "steps": 2, "guidance": None, "weights": "0"},
+        "data": {"manifest": "list.csv", "split": "test", "domain": None, "subjects": 1, "volumes": 30},
+        "n": {"subjects": 1, "volumes": 30, "samples": 4},
+        "settings": {"samples": 4, "given": {}, "seed": 0},
+        "cost": {},
+        "versions": {},
+    }
+    shown = [Table("t", ["a", "b"], [["x", Estimate(1.0, (0.5, 2.0), 4)]])]
+    html = page(told, [Section("samples", "Samples", "Far.", tables=shown)])
+    first = html[html.index("How sure") : html.index("<h2")]
+    assert "One subject, 30 image rows, 4 samples:" in first and "no interval over subjects" in first
+    assert "resample images, not subjects" in first and "4 samples are few: draw more by -n" in first
+    more = {**told, "n": {"subjects": 40, "volumes": 40, "samples": 64}}
+    assert cautions(more) == [] and cautions({**more, "n": {**more["n"], "subjects": 9}}) == ["9 subjects are few: intervals are rough."]
 
 
 def test_colour_pictures_without_geometry_have_a_page_too(tmp_path, monkeypatch):

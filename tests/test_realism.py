@@ -129,8 +129,9 @@ def test_few_subjects_or_samples_are_not_compared(folder):
     few = work(folder, Translation(["t1"], ["t2"], PSNR(2.0)), same)
     few.manifest = Manifest(few.manifest.path, few.manifest.columns, few.manifest.rows[:5])
     told = feature.section(few)
-    assert told.skipped == "Not measured: 5 subjects in split 'test' are too few to compare sets of images (20 are needed)."
-    assert "19 samples are too few" in feature.section(work(folder, Synthesis(["t1"], FeatureDistance()), same, samples=19)).skipped
+    assert told.skipped == "Not measured: comparing sets of images needs 20 subjects in split 'test', found 5."
+    told = feature.section(work(folder, Synthesis(["t1"], FeatureDistance()), same, samples=19))
+    assert told.skipped.endswith("needs 20 samples, found 19; draw more with -n.")
 
 
 def test_without_a_training_split_the_floor_is_of_halves(folder):

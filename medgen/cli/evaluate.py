@@ -15,7 +15,7 @@ from medgen.data.columns import read_columns
 from medgen.data.manifest import Manifest
 from medgen.evaluation.card import checks
 from medgen.evaluation.document import PLAIN, document, free_paths, write
-from medgen.evaluation.page import page
+from medgen.evaluation.page import cautions, page
 from medgen.evaluation.parts import chosen, measured
 from medgen.evaluation.spaces import asked
 from medgen.evaluation.work import Work
@@ -46,6 +46,8 @@ def run(options: argparse.Namespace) -> None:
     write(report, page(report, sections), pictures, paths)
     volumes, subjects = report["data"]["volumes"], report["data"]["subjects"]
     print(f"images: {volumes}, subjects: {subjects}, split {work.split}")
+    for line in cautions(report):
+        print(f"beware: {line}")
     for section in sections:
         print(f"{section.title}: {section.verdict}")
     print(f"written: {paths[0]} and {paths[1]}; what the model made is kept in {work.kept}")

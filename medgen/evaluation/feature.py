@@ -11,7 +11,7 @@ from torch import Tensor
 
 from medgen.core.errors import MedgenError
 from medgen.core.picture import gray
-from medgen.evaluation.imagesets import FEWEST, MOST, Images, ImageSets, image_sets
+from medgen.evaluation.imagesets import FEWEST, MOST, Images, ImageSets, TooFew, image_sets
 from medgen.evaluation.pictures import lettered, middle_plane
 from medgen.evaluation.scatter import scatter
 from medgen.evaluation.section import Estimate, Figure, Level, Section, Table, skipped
@@ -53,9 +53,7 @@ def section(work: Work) -> Section:
     """Distances, overlap of manifolds and diversity of samples against held-out reals, or of answers against the truth of others."""
     try:
         images = image_sets(work)
-    except MedgenError as error:
-        if "too few" not in str(error):
-            raise
+    except TooFew as error:
         return skipped(NAME, TITLE, f"Not measured: {error}")
     dims = work.model.contract.spatial_dims
     return compared(images, [*spaces(dims), *(asked(said, dims) for said in work.features)], work.seed)

@@ -60,11 +60,15 @@ class ImageSets:
     turn: bool = False
 
 
+class TooFew(MedgenError):
+    """There are fewer images or subjects than a comparison of sets needs."""
+
+
 def image_sets(work: Work) -> ImageSets:
     """Samples beside the training and the held-out split; or answers beside the targets of other subjects.
 
     Raises:
-        MedgenError: too few samples or subjects, with how many there are.
+        TooFew: samples or subjects, with how many there are.
     """
     found = _of_samples(work) if work.kind == "synthesis" else _of_answers(work)
     made, reference, held = (part.some(MOST, work.seed) for part in (found.made, found.reference, found.held))
@@ -105,7 +109,7 @@ def _of_answers(work: Work) -> ImageSets:
 
 def _enough(count: int, what: str, remedy: str = "") -> None:
     if count < FEWEST:
-        raise MedgenError(f"{count} {what} are too few to compare sets of images ({FEWEST} are needed){remedy}.")
+        raise TooFew(f"comparing sets of images needs {FEWEST} {what}, found {count}{remedy}.")
 
 
 def _halves(units: Sequence[str]) -> tuple[set[str], set[str]]:

@@ -15,7 +15,7 @@ STYLE = Path(__file__).with_name("page.css")
 _ORDER = (Level.BAD, Level.WATCH, Level.GOOD, Level.NONE)
 _SHOWN = 12  # rows of a table in sight; a longer one unfolds
 _WIDE, _TIMES = 1100, 2  # pixels of the page; how many times a small picture is enlarged at most
-_FEW = 10  # subjects below which intervals are wide
+_FEW, _FEW_SAMPLES = 10, 16  # subjects below which intervals are wide; samples below which most parts do without
 
 
 def page(told: Mapping[str, Any], sections: Sequence[Section]) -> str:
@@ -86,21 +86,38 @@ def _on_what(told: Mapping[str, Any]) -> str:
     return card("On what", facts(known))
 
 
+def cautions(told: Mapping[str, Any]) -> list[str]:
+    """What makes every number of a report unsure, a sentence each: one subject or few of them, few samples."""
+    n, samples = told["n"]["subjects"], told["n"].get("samples")
+    made = "" if samples is None else f", {_count(samples, 'sample')}"
+    said = []
+    if n == 1:
+        said.append(
+            f"One subject, {_count(told['n']['volumes'], 'image row')}{made}: one subject cannot tell how much subjects differ, "
+            "so there is no interval over subjects. Evaluate on more."
+        )
+    elif n < _FEW:
+        said.append(f"{n} subjects are few: intervals are rough.")
+    if samples is not None and samples < _FEW_SAMPLES:
+        said.append(f"{_count(samples, 'sample')} are few: draw more by -n.")
+    return said
+
+
 def _how_sure(told: Mapping[str, Any], sections: Sequence[Section]) -> str:
     n, synthesis = told["data"]["subjects"], told["model"]["kind"] == "synthesis"
     known = any(isinstance(cell, Estimate) and cell.interval for s in sections for shown in s.tables for row in shown.rows for cell in row)
-    said = f"{told['settings']['samples']} samples stand beside real images of {_count(n, 'subject')}. " if synthesis else ""
-    if known:
+    warned = "".join(f"<p>{_level(Level.WATCH)}{escape(line)}</p>" for line in cautions(told))
+    said = f"{_count(told['settings']['samples'], 'sample')} stand beside real images of {_count(n, 'subject')}. " if synthesis else ""
+    if not known:
+        said += "No part that was measured has an interval."
+    elif n == 1:
+        said += "The 95 % intervals that are shown resample images, not subjects."
+    else:
         said += "95 % intervals resample subjects or images (studentised, so that few subjects get wide ones). "
         said += "They speak for subjects like these, not for other sites."
-        said += f" {n} subjects are few: the intervals are rough." if 1 < n < _FEW else ""
-    elif n == 1:
-        said += "One subject: there is a value and no interval, because one subject cannot tell how much subjects differ."
-    else:
-        said += "No part that was measured has an interval."
     done = sum(not section.skipped for section in sections)
-    seed = f"{done} of {len(sections)} parts were measured. Seed {told['settings']['seed']}: run again, it gives the same numbers."
-    return card("How sure", f"<p>{said}</p><p class=soft>{seed}</p>")
+    seed = f"Parts measured: {done} of {len(sections)}. Seed {told['settings']['seed']}: run again, it gives the same numbers."
+    return card("How sure", f"{warned}<p>{said}</p><p class=soft>{seed}</p>")
 
 
 def _what_went_wrong(sections: Sequence[Section]) -> str:
