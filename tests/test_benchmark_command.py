@@ -88,6 +88,16 @@ def test_the_fitted_line_beats_both_and_then_no_model_is_bold(models, table):
     assert told["differences_from_the_best_mean"]["psnr"]["near"]["value"] < 0
 
 
+def test_baselines_that_cannot_be_fitted_are_told(models, table):
+    rows = [line for line in table.read_text().splitlines() if ",train," not in line]
+    table.write_text("\n".join(rows) + "\n")
+    told, html = benchmark(table)
+    assert set(told["baselines"]) == {"copy"}
+    assert any("the manifest has no training subjects" in note for note in told["notes"]) and "add rows with split train" in html
+    told, _ = benchmark(table, "--baseline", "copy", "--overwrite")
+    assert not any("training subjects" in note for note in told["notes"]), "they were not asked for"
+
+
 def test_costs_are_counted_and_a_second_run_asks_no_network(models, table):
     told, html = benchmark(table, "--baseline", "none")
     spent = told["models"]["near"]["cost"]

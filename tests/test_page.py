@@ -377,6 +377,25 @@ def test_an_interval_of_few_subjects_stays_within_what_a_metric_can_be():
     assert _metric("me", [0.001, -0.2], ["a", "b"])["interval"][0] < -0.2
 
 
+def test_yardsticks_that_are_missing_are_named_with_the_reason_and_the_remedy(loaded, table, capsys):
+    """Half of the source is far above a copy of it, which is all that a manifest without training subjects can tell."""
+    told, _ = evaluate(table)
+    before = told["sections"]["pixel"]
+    assert "missing" not in before["verdict"] and before["numbers"]["above_baseline"]["baseline"] in ("line", "curve")
+    lines = table.read_text().splitlines()
+    table.write_text("\n".join(line for line in lines if ",train," not in line) + "\n")
+    told, html = evaluate(table, "--parts", "pixel", "--overwrite")
+    pixel = told["sections"]["pixel"]
+    assert pixel["numbers"]["above_baseline"]["baseline"] == "copy" and pixel["numbers"]["above_baseline"]["psnr"]["value"] > 5
+    said = "are missing, because the manifest has no training subjects to fit them on; add rows with split train."
+    assert said in pixel["verdict"] and said in html[: html.index("<h2")]
+    yardstick = next(check for check in checks(told) if check.what == "a yardstick")
+    assert not yardstick.there and said in yardstick.told
+    table.write_text("\n".join(lines) + "\n")
+    told, _ = evaluate(table, "--parts", "pixel", "--split", "train", "--overwrite")
+    assert "score another split by --split" in told["sections"]["pixel"]["verdict"]
+
+
 class Rival(NamedTuple):
     """What `_judge` asks of a baseline."""
 
@@ -395,6 +414,8 @@ def test_two_subjects_earn_no_pass():
         others = {"copy": [Row(r.number, r.subject, r.region, r.values | {"psnr": 20 + 0.07 * r.number}) for r in rows(30, count)]}
         _judge(told, rows(30, count), others, [Rival("copy", "a copy")])
         assert told.level is level and ("too few to rest on" in told.verdict) == (count == 2)
+        _judge(told, rows(30, count), others, [Rival("copy", "a copy")], "The curve is missing.")
+        assert told.level is Level.WATCH, "a copy alone is too easy to beat"
 
 
 def test_what_the_card_says_of_faults_stands_beside_the_data(loaded, table, tmp_path):

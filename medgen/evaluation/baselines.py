@@ -45,8 +45,7 @@ def baselines(work: Work, names: Sequence[str] | None = None) -> list[Baseline]:
     if work.kind == "reconstruction":
         made = [Baseline("zero-filled", "what the measurement alone shows (zero-filled)", lambda case, made: made.view)]
         return [rival for rival in made if rival.name in wanted]
-    task = work.model.task
-    if work.kind != "translation" or len(task.target) > 1 or task.availability:
+    if work.kind != "translation" or _inapplicable(work):
         return []
     found = [Baseline("copy", "a copy of the source", lambda case, made: copy_source(case.source))]
     pairs = _training_pairs(work) if {"line", "curve"} & set(wanted) else []
@@ -59,11 +58,39 @@ def baselines(work: Work, names: Sequence[str] | None = None) -> list[Baseline]:
     return [rival for rival in found if rival.name in wanted]
 
 
+def missing(work: Work) -> str:
+    """What a translation cannot be measured against here, why, and what to do; empty where nothing is missing."""
+    if work.kind != "translation":
+        return ""
+    if why := _inapplicable(work):
+        return f"No baseline stands beside it, because {why}; compare it with another model by medgen benchmark."
+    if why := _unfitted(work):
+        return f"The best line and the best curve from source to target values, the harder yardsticks, are missing, because {why}."
+    return ""
+
+
+def _inapplicable(work: Work) -> str:
+    """Why no baseline answers what the model answers."""
+    task = work.model.task
+    if len(task.target) > 1:
+        return "it makes several channels"
+    return "its sources may be missing" if task.availability else ""
+
+
+def _unfitted(work: Work) -> str:
+    """Why nothing can be fitted, and what to do."""
+    if work.split == "train":
+        return "they would be fitted on the very images that are scored; score another split by --split"
+    if not any(row["split"] == "train" for row in work.manifest.rows):
+        return "the manifest has no training subjects to fit them on; add rows with split train"
+    return ""
+
+
 def _training_pairs(work: Work) -> list[tuple[Tensor, Tensor, Tensor]]:
     """(source, target, body), each (1, *S), of some training volumes, evenly spread."""
-    rows = [row for row in work.manifest.rows if row["split"] == "train"]
-    if not rows or work.split == "train":
+    if _unfitted(work):
         return []
+    rows = work.manifest.split("train").rows
     training = replace(work, split="train", labels={})
     places = np.unique(np.linspace(0, len(rows) - 1, min(_FITTED, len(rows))).round().astype(int))
     cases = (training.case(int(place)) for place in places)

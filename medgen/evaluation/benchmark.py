@@ -13,7 +13,7 @@ from torch import nn
 
 from medgen.core.errors import MedgenError
 from medgen.core.picture import gray
-from medgen.evaluation.baselines import Baseline, baselines
+from medgen.evaluation.baselines import Baseline, baselines, missing
 from medgen.evaluation.document import about, cost, sampling_said, versions
 from medgen.evaluation.pictures import flat, heights, lettered, plane, scale, seen, signed, small
 from medgen.evaluation.pixel import DATA_RANGE, HEADS, MAIN, Row, estimate, ranked, scaled, score_case, summary, unit_name, unit_of
@@ -106,7 +106,9 @@ def compared(answers: Mapping[str, Answered], rivals: Sequence[str] | None = Non
         if told:
             told("scores", number + 1, len(first))
     best, differences = ranking(methods, MAIN)
-    return Compared(first.kind, methods, best, differences, _figures(done, beside, methods), _notes(methods))
+    absent = missing(first) if rivals is None or {"line", "curve"} & set(rivals) else ""
+    notes = [*_notes(methods), *filter(None, [absent])]
+    return Compared(first.kind, methods, best, differences, _figures(done, beside, methods), notes)
 
 
 def check_alike(done: Mapping[str, Work], name: str, work: Work) -> None:

@@ -39,13 +39,14 @@ def checks(report: Mapping[str, Any]) -> list[Check]:
     done = {name: section for name, section in sections.items() if not section.get("skipped")}
     fidelity, subjects = done.get("pixel") or done.get("feature") or done.get("samples"), data["subjects"]
     baseline = "above_baseline" in done.get("pixel", {}).get("numbers", {}) or "feature" in done or "samples" in done
+    absent = done.get("pixel", {}).get("numbers", {}).get("baselines_missing", "")
     found = [
         _check("training data", trained.get("name"), "name it in the run: data.source.options.about"),
         _check("licence of the training data", trained.get("licence"), "name it in the run: data.source.options.about"),
         Check("held-out subjects", data["split"] != "train", f"split {data['split']}, {subjects} subjects"),
         Check("an interval", subjects > 1, f"{subjects} subjects" if subjects > 1 else "one subject has none: evaluate on more"),
         _check("how good the images are", fidelity and fidelity["verdict"], "run the parts pixel (pairs) or feature (samples)"),
-        Check("a yardstick", baseline, "beside a baseline or real images" if baseline else "give the manifest a train split"),
+        Check("a yardstick", baseline and not absent, absent or ("beside a baseline or real images" if baseline else "run the part pixel")),
     ]
     return found + [_part(sections, name, what) for name, what in _parts_of(report["model"]["kind"]).items()]
 

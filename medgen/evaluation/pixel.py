@@ -13,7 +13,7 @@ from torch import Tensor
 
 from medgen.core.colours import coloured
 from medgen.core.errors import MedgenError
-from medgen.evaluation.baselines import Baseline, baselines
+from medgen.evaluation.baselines import Baseline, baselines, missing
 from medgen.evaluation.classes import class_names
 from medgen.evaluation.perception import perception
 from medgen.evaluation.pictures import HELD, SCALED, Cut, cases_picture, heights, seen, worst_height
@@ -81,7 +81,7 @@ def section(work: Work) -> Section:
                 eye.add(name, answer, case)
     told = Section(NAME, TITLE, numbers={**summary(rows), "baselines": {name: summary(found) for name, found in others.items()}})
     told.protocol = protocol(work)
-    _judge(told, rows, others, rivals)
+    _judge(told, rows, others, rivals, missing(work))
     names = class_names(work)
     told.numbers["region_names"] = {row.region: names[row.region] for row in rows if row.region in names}
     told.tables = [_table(rows, MAIN, "Mean over subjects, by region", names), _beside(rows, others, rivals)]
@@ -218,8 +218,12 @@ def protocol(work: Work) -> dict[str, str]:
     return told
 
 
-def _judge(told: Section, rows: Sequence[Row], others: Mapping[str, Sequence[Row]], rivals: Sequence[Baseline]) -> None:
-    """The verdict: how far above the best baseline, whether the interval says so, and whether it is blurred."""
+def _judge(told: Section, rows: Sequence[Row], others: Mapping[str, Sequence[Row]], rivals: Sequence[Baseline], absent: str = "") -> None:
+    """The verdict: how far above the best baseline, whether the interval says so, and whether it is blurred.
+
+    Args:
+        absent: the sentence of `baselines.missing`; without the harder yardsticks nothing passes.
+    """
     own = estimate(rows, "body", "psnr")
     told.verdict = f"PSNR {own} in the body." if math.isfinite(own.value) else "A volume equals its target: the PSNR is infinite."
     gaps = {rival: difference(rows, others[rival.name], "psnr") for rival in rivals}
@@ -231,6 +235,10 @@ def _judge(told: Section, rows: Sequence[Row], others: Mapping[str, Sequence[Row
         sure = gap.interval is not None
         ends = gap.interval or (gap.value, gap.value)
         told.level = Level.BAD if ends[1] < 0 else Level.GOOD if sure and ends[0] > 0 else Level.WATCH
+    if absent:
+        told.numbers["baselines_missing"] = absent
+        told.verdict += f" {absent}"
+        told.level = Level.WATCH if told.level == Level.GOOD else told.level
     fine = estimate(rows, "body", "detail_power").value
     if fine < BLURRED:
         told.verdict += f" It is blurred: fine detail has {-fine:.2g} dB less power than the truth's."
