@@ -18,6 +18,7 @@ from medgen.core.levels import Karras
 from medgen.core.volume import Volume
 from medgen.evaluation.benchmark import Method, _notes, check_alike, ranking
 from medgen.evaluation.cost import Calls
+from medgen.evaluation.pictures import LINE
 from medgen.evaluation.pixel import MAIN, Row
 from medgen.evaluation.work import Work
 from medgen.inference import Pretrained
@@ -203,7 +204,7 @@ def test_differences_of_all_methods_of_a_case_have_one_scale(models, table):
     _, html = benchmark(table, "--baseline", "none")
     with Image.open(table.parent / "bench" / "figures" / "cases_1.png") as file:
         picture = np.asarray(file)
-    line = picture[16 + 8 * SHAPE[1] + 2 + 1, 20:, 0]  # the top of the differences of the first case, each pixel drawn eight times
+    line = picture[LINE + 9 * SHAPE[1] + 2 + 1, 30:, 0]  # the top of the differences of the first case, each pixel drawn nine times
     reds = [int(red) for red in dict.fromkeys(line.tolist()) if red]
     assert reds[:2] == [round(255 * 0.55 / 0.9), 255]
     assert "one scale for all methods of a case" in html and "network units (full range 2)" in html

@@ -209,21 +209,19 @@ def test_a_case_is_cut_where_it_is_worst_and_its_name_and_scale_stand_beside_it(
     made[:, :, 8:10, 10:14, 9] += size / 2
     assert pictures.worst_height(made - pair.target, pair.body, 2) == 9
     picture = pictures.cases_picture([pictures.Cut("only", {"truth": pair.target, "result": made}, 9)], 2)
-    times = 6  # a column of 24 pixels is enlarged until its title fits
-    assert picture.shape[0] == 16 + times * 22
+    times, line = 8, pictures.LINE  # three columns of 24 pixels are enlarged until the row is wide enough
+    assert picture.shape[0] == line + times * 22
     left, bar = 8 + _length("only") + 2 * (times * 24 + 2), 4 + pictures.BAR + 8 + _length(f"+{size:g}")
     assert picture.shape[1] == left + times * 24 + bar
-    difference = picture[16:, left : left + times * 24]
+    difference = picture[line:, left : left + times * 24]
     assert set(difference[..., 0].ravel().tolist()) - {127, 128} == {0, 255}, "too bright is red"
     assert difference[..., 2].max() == 0
-    colours = picture[16:, left + times * 24 + 4 : left + times * 24 + 4 + pictures.BAR]
+    colours = picture[line:, left + times * 24 + 4 : left + times * 24 + 4 + pictures.BAR]
     assert colours[0, 0].tolist() == [255, 128, 0] and colours[-1, 0].tolist() == [0, 128, 255]
 
 
 def _length(text: str) -> int:
-    from PIL import ImageDraw
-
-    return int(ImageDraw.Draw(Image.new("L", (1, 1))).textlength(text))
+    return int(pictures.letters(Image.new("L", (1, 1))).textlength(text))
 
 
 def smooth(n: int, seed: int) -> torch.Tensor:

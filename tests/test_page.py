@@ -21,8 +21,8 @@ from medgen.evaluation import parts
 from medgen.evaluation.card import card_text, checks
 from medgen.evaluation.cost import Calls
 from medgen.evaluation.encoder import built_in
-from medgen.evaluation.page import cautions, interval, page, section_html, table_html
-from medgen.evaluation.section import Estimate, Figure, Level, Section, Table
+from medgen.evaluation.page import _how_good, cautions, interval, page, section_html, table_html
+from medgen.evaluation.section import Estimate, Figure, Level, Section, Table, skipped
 from medgen.inference import Pretrained
 from medgen.metrics.monitor import PSNR
 from medgen.tasks.translation import Translation
@@ -115,6 +115,8 @@ def test_regions_have_the_names_of_their_classes(loaded, table):
     table.write_text("\n".join([f"{lines[0]},part", *(f"{line},part.nii.gz" for line in lines[1:])]) + "\n")
     options = ("--parts", "pixel", "--labels", "part=0,7,9")
     _, before = evaluate(table, *options)
+    assert "<td>part=1</td><td>4</td>" in before and "<td>whole image</td><td>4</td>" in before, "with the subjects that have it"
+    assert "MAE in network units, whose full range is 2" in before
     assert "<td>part=1</td>" in before and "<td>part=2</td>" in before
     sidecar(table).write_text(describe({"part": Column("labels", classes=("0: rest", "7: rim & <i>core</i>"))}))
     told, html = evaluate(table, *options, "--overwrite")
@@ -144,8 +146,8 @@ def test_one_subject_has_no_interval_and_the_page_says_so(loaded, table, capsys)
     table.write_text("\n".join([lines[0], lines[1]]) + "\n")
     told, html = evaluate(table)
     first = html[: html.index("<h2")]
-    assert "One subject, 1 image row: one subject cannot tell how much subjects differ, so there is no interval over subjects" in first
-    assert "beware: One subject, 1 image row" in capsys.readouterr().out
+    assert "One subject, 1 image: one subject cannot tell how much subjects differ, so there is no interval over subjects" in first
+    assert "beware: One subject, 1 image" in capsys.readouterr().out
     assert told["sections"]["pixel"]["numbers"]["regions"]["body"]["psnr"]["interval"] is None
     assert 'class="interval"' not in html
 
@@ -164,7 +166,7 @@ def test_one_subject_is_said_on_the_first_screen_also_where_images_have_interval
     shown = [Table("t", ["a", "b"], [["x", Estimate(1.0, (0.5, 2.0), 4)]])]
     html = page(told, [Section("samples", "Samples", "Far.", tables=shown)])
     first = html[html.index("How sure") : html.index("<h2")]
-    assert "One subject, 30 image rows, 4 samples:" in first and "no interval over subjects" in first
+    assert "One subject, 30 images, 4 samples:" in first and "no interval over subjects" in first
     assert "resample images, not subjects" in first and "4 samples are few: draw more by -n" in first
     more = {**told, "n": {"subjects": 40, "volumes": 40, "samples": 64}}
     assert cautions(more) == [] and cautions({**more, "n": {**more["n"], "subjects": 9}}) == ["9 subjects are few: intervals are rough."]
@@ -226,7 +228,7 @@ def broken(work):
 
 def counted(work):
     counted.times += 1
-    shown = Table("t", ["a", "b"], [["x", Estimate(1.0, (0.5, 2.0), 3, "dB")]])
+    shown = Table("t", ["a", "b", "c"], [["x", Estimate(1.0, (0.5, 2.0), 3, "dB"), Estimate(9.0, (8.0, 9.5))]], unlike=["c"])
     picture = np.arange(12, dtype=np.uint8).reshape(3, 4)
     return Section("counted", "Counted", "fine.", Level.GOOD, {"n": 1}, [shown], [Figure("p", picture, "n")], [("s", "w")], {"k": "v"})
 
@@ -258,6 +260,14 @@ def test_intervals_are_drawn_on_the_scale_of_their_column():
     assert re.findall(r'cx="([\d.]+)"', html) == ["55.0", "80.5"]
     assert "<strong>7.5</strong>" in html and "<strong>5</strong>" not in html
     assert interval(Estimate(5.0), []) == ""
+    plain = table_html(Table("t", ["method", "score"], rows, unlike=["score"]))
+    assert "0 to 10" in plain and "<svg" not in plain, "what has no common scale is not drawn on one"
+
+
+def test_the_realism_of_a_set_is_said_before_a_glance_at_its_samples():
+    glance, realism = (Section(name, name.title(), f"{name} verdict.") for name in ("samples", "feature"))
+    assert re.findall(r"(\w+) verdict", _how_good([glance, realism])) == ["feature", "samples"]
+    assert re.findall(r"class=main>.*?(\w+) verdict", _how_good([glance, skipped("feature", "F", "no verdict")])) == ["samples"]
 
 
 def test_a_long_table_unfolds():

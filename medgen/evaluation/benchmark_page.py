@@ -9,7 +9,7 @@ from typing import Any
 
 from medgen.core.page import document
 from medgen.evaluation.benchmark import DIFFERENCES, Compared, tables
-from medgen.evaluation.page import STYLE, card, facts, figure_html, purpose, table_html
+from medgen.evaluation.page import STYLE, card, count, facts, figure_html, purpose, table_html
 from medgen.evaluation.pixel import HEADS, estimate
 
 
@@ -25,7 +25,7 @@ def page(found: Compared, told: Mapping[str, Any]) -> str:
     said = "".join(f"<p>{escape(line)}</p>" for line in verdicts(found))
     on = {
         "data": f"{Path(data['manifest']).name}, split {data['split']}",
-        "size": f"{data['subjects']} subjects, {data['volumes']} image rows",
+        "size": f"{count(data['subjects'], 'subject')}, {count(data['volumes'], 'image')}",
         "seed": str(settings["seed"]),
         "draws": str(settings["draws"]) if found.kind != "synthesis" else "",
         "samples": str(settings["samples"]) if found.kind == "synthesis" else "",

@@ -74,8 +74,8 @@ def compared(images: ImageSets, among: Sequence[Space], seed: int = 0, draws: in
     told.tables = [_distances(found, left), _overlaps(found)] + ([_diversity(alike)] if alike else [])
     _judge(told, found, alike)
     order, values = _by_realism(images, found[0])
-    said = f"its realism in the space '{found[0].space.name}' is"
-    told.worst = [(images.made.units[i], f"{said} {values[i]:.3g}; 1 is the edge of the real images' manifold") for i in order[:SHOWN]]
+    said = f"below 1 it lies outside what real images look like in the space '{found[0].space.name}'"
+    told.worst = [(images.made.units[i], f"realism {values[i]:.2g}; {said}") for i in order[:SHOWN]]
     told.figures = [_worst_picture(images, order[:COLUMNS]), _picture(images, found[0])]
     return told
 
@@ -119,17 +119,24 @@ def _judge(told: Section, found: Sequence[Found], alike: Mapping[str, Estimate])
     result = middle.results[middle.headline]
     told.level = Level.GOOD if middle.score < GOOD else Level.WATCH if middle.score < WATCH else Level.BAD
     told.verdict = (
-        f"The made images are {_estimate(result.score, result.size)} times as far from real ones as other real images are "
-        f"({middle.headline} in the space '{middle.space.name}', n = {result.size})"
+        f"The made images are {_estimate(result.score, result.size)} times as far from real ones as other real images are, below {GOOD:g} "
+        f"is good ({middle.headline} in the space '{middle.space.name}', n = {result.size})"
     )
-    told.verdict += "." if farthest is middle else f"; in the space '{farthest.space.name}' {_times(farthest.score)} times."
+    if farthest is middle:
+        told.verdict += "."
+    else:
+        place = "nearer one of 2" if len(known) == 2 else f"middle one of {len(known)}"
+        told.verdict += f". That is the {place} spaces; in the farthest, '{farthest.space.name}', "
+        told.verdict += f"it is {_times(farthest.results[farthest.headline].score)}."
     if alike and alike["made"].apart(alike["real"]) and alike["made"].value > alike["real"].value:
         told.verdict += f" They are more alike than real images: MS-SSIM of two is {alike['made']}, of two real ones {alike['real']}."
         told.level = Level.WATCH if told.level == Level.GOOD else told.level
 
 
-def _times(score: float) -> str:
-    return f"{score:.3g}" if score < 1000 else f"{score:,.0f}"
+def _times(score: Bounds) -> str:
+    """With its interval, and a long one in whole numbers."""
+    value, low, high = (f"{x:.3g}" if x < 1000 else f"{x:,.0f}" for x in (score.value, score.low, score.high))
+    return f"{value} [{low}, {high}] times"
 
 
 def _distances(found: Sequence[Found], left: Mapping[str, str]) -> Table:
@@ -150,7 +157,8 @@ def _distances(found: Sequence[Found], left: Mapping[str, str]) -> Table:
     notes += [f"{name}: left out, {reason}." for name, reason in left.items()]
     note = f"n = {found[0].sets.size} images in a comparison. Score: 1 is as near as real images are. KID, MMD and CMMD may be "
     note += f"negative. A score below {GOOD:g} is good, from {WATCH:g} on bad. " + " ".join(notes)
-    return Table("Distance to real images", ["space: distance", "made images", "as many real images (floor)", "score"], rows, note.strip())
+    heads = ["space: distance", "made images", "as many real images (floor)", "score"]
+    return Table("Distance to real images", heads, rows, note.strip(), unlike=heads[1:3])
 
 
 def _overlaps(found: Sequence[Found]) -> Table:

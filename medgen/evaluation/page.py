@@ -28,7 +28,7 @@ def page(told: Mapping[str, Any], sections: Sequence[Section]) -> str:
     parts = [
         f"<h1>{escape(model['name'])}: {escape(purpose(model))}</h1>",
         f'<div class="soft">{escape(kind(model))}. For research; not a medical device.</div>',
-        f'<div class="first">{_how_good(sections)}<div>{_on_what(told)}{_how_sure(told, sections)}</div>{_what_went_wrong(sections)}</div>',
+        f'<div class="first"><div>{_how_good(sections)}{_how_sure(told, sections)}</div>{_on_what(told)}{_what_went_wrong(sections)}</div>',
         *(section_html(section) for section in sections if not section.skipped),
         _left_out(sections),
         _foot(told),
@@ -61,8 +61,10 @@ def kind(model: Mapping[str, Any]) -> str:
 
 
 def _how_good(sections: Sequence[Section]) -> str:
-    """Every verdict, the main one first and larger."""
+    """Every verdict, the main one first and larger: a glance at samples comes last where their realism was measured."""
     done = [section for section in sections if not section.skipped and section.verdict]
+    if any(section.name == "feature" for section in done):
+        done = sorted(done, key=lambda section: section.name == "samples")
     lines = [f"<li{' class=main' if place == 0 else ''}>{_named(s)}: {escape(s.verdict)}</li>" for place, s in enumerate(done)]
     return card("How good", f'<ul class="verdicts">{"".join(lines)}</ul>' if lines else "<p>No part could be done: see below why.</p>")
 
@@ -72,12 +74,12 @@ def _on_what(told: Mapping[str, Any]) -> str:
     trained = told["model"]["training_data"]
     known = {
         "data": f"{Path(data['manifest']).name}, split {data['split']}",
-        "size": f"{_count(data['subjects'], 'subject')}, {_count(data['volumes'], 'image row')}",
+        "size": f"{count(data['subjects'], 'subject')}, {count(data['volumes'], 'image')}",
         "domain": data["domain"],
         "samples": str(settings["samples"]) if told["model"]["kind"] == "synthesis" else None,
         "draws": f"{settings['draws']} per case" if told["model"]["kind"] != "synthesis" else None,
         "trained on": ", ".join(
-            str(part) for part in (trained.get("name"), trained.get("subjects") and _count(trained["subjects"], "subject")) if part
+            str(part) for part in (trained.get("name"), trained.get("subjects") and count(trained["subjects"], "subject")) if part
         ),
         "its card says": " ".join(told["model"].get("known_failures", [])[:3]),
         "given": ", ".join(f"{name}={value}" for name, value in settings["given"].items()),
@@ -89,17 +91,17 @@ def _on_what(told: Mapping[str, Any]) -> str:
 def cautions(told: Mapping[str, Any]) -> list[str]:
     """What makes every number of a report unsure, a sentence each: one subject or few of them, few samples."""
     n, samples = told["n"]["subjects"], told["n"].get("samples")
-    made = "" if samples is None else f", {_count(samples, 'sample')}"
+    made = "" if samples is None else f", {count(samples, 'sample')}"
     said = []
     if n == 1:
         said.append(
-            f"One subject, {_count(told['n']['volumes'], 'image row')}{made}: one subject cannot tell how much subjects differ, "
+            f"One subject, {count(told['n']['volumes'], 'image')}{made}: one subject cannot tell how much subjects differ, "
             "so there is no interval over subjects. Evaluate on more."
         )
     elif n < _FEW:
         said.append(f"{n} subjects are few: intervals are rough.")
     if samples is not None and samples < _FEW_SAMPLES:
-        said.append(f"{_count(samples, 'sample')} are few: draw more by -n.")
+        said.append(f"{count(samples, 'sample')} are few: draw more by -n.")
     return said
 
 
@@ -107,7 +109,7 @@ def _how_sure(told: Mapping[str, Any], sections: Sequence[Section]) -> str:
     n, synthesis = told["data"]["subjects"], told["model"]["kind"] == "synthesis"
     known = any(isinstance(cell, Estimate) and cell.interval for s in sections for shown in s.tables for row in shown.rows for cell in row)
     warned = "".join(f"<p>{_level(Level.WATCH)}{escape(line)}</p>" for line in cautions(told))
-    said = f"{_count(told['settings']['samples'], 'sample')} stand beside real images of {_count(n, 'subject')}. " if synthesis else ""
+    said = f"{count(told['settings']['samples'], 'sample')} stand beside real images of {count(n, 'subject')}. " if synthesis else ""
     if not known:
         said += "No part that was measured has an interval."
     elif n == 1:
@@ -154,6 +156,7 @@ def table_html(made: Table, best: Sequence[tuple[int, int]] = (), zero: bool = F
     """A table whose intervals are drawn on one scale for each column (with `zero`: that has 0); `best` are (row, column) in bold."""
     scales = [[row[i] for row in made.rows if isinstance(row[i], Estimate)] for i in range(len(made.columns))]
     scales = [[*scale, Estimate(0.0, (0.0, 0.0))] for scale in scales] if zero else scales
+    scales = [None if name in made.unlike else scale for name, scale in zip(made.columns, scales, strict=True)]
     rows = [[_cell(cell, scales[j], (i, j) in best, zero) for j, cell in enumerate(row)] for i, row in enumerate(made.rows)]
     shown = table(made.columns, rows)
     note = f'<p class="note">{escape(made.note)}</p>' if made.note else ""
@@ -162,12 +165,12 @@ def table_html(made: Table, best: Sequence[tuple[int, int]] = (), zero: bool = F
     return f"<h3>{escape(made.title)}</h3>{shown}{note}"
 
 
-def _cell(value: Any, scale: Sequence[Estimate], best: bool, zero: bool) -> str:
+def _cell(value: Any, scale: Sequence[Estimate] | None, best: bool, zero: bool) -> str:
     if isinstance(value, Estimate):
         unit = f" {escape(value.unit)}" if value.unit else ""
         ends = f'<span class="range">{value.interval[0]:.4g} to {value.interval[1]:.4g}</span>' if value.interval else ""
         number = '<span class="soft">-</span>' if value.value != value.value else f"{value.value:.4g}{unit}"
-        text = f"{f'<strong>{number}</strong>' if best else number}{ends}{interval(value, scale, zero)}"
+        text = f"{f'<strong>{number}</strong>' if best else number}{ends}{'' if scale is None else interval(value, scale, zero)}"
         return f'<span title="{escape(value.reason)}">{text}</span>' if value.reason else text
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: '<span class="soft">-</span>'}[value]
@@ -196,7 +199,8 @@ def figure_html(figure: Figure) -> str:
     note = f'<p class="note">{escape(figure.note)}</p>' if figure.note else ""
     times = max(1, min(_TIMES, _WIDE // figure.picture.shape[1]))
     picture = figure.picture.repeat(times, 0).repeat(times, 1)
-    return f"<figure><figcaption>{escape(figure.title)}</figcaption>{image(png(picture), figure.title)}{note}</figure>"
+    shown = f'<div class="scroll">{image(png(picture), figure.title)}</div>'
+    return f"<figure><figcaption>{escape(figure.title)}</figcaption>{shown}{note}</figure>"
 
 
 def _left_out(sections: Sequence[Section]) -> str:
@@ -238,5 +242,6 @@ def _level(level: Level) -> str:
     return f'<span class="level {level}">{WORDS[level]}</span>'
 
 
-def _count(n: int, what: str) -> str:
+def count(n: int, what: str) -> str:
+    """Such as "1 subject" and "2 subjects"."""
     return f"{n} {what}" + ("" if n == 1 else "s")

@@ -113,7 +113,10 @@ def _facts(work: Work) -> str:
 
 def _store(section: Section, path: Path) -> None:
     told = section.to_dict() | {"name": section.name}
-    told["tables"] = [{**vars(t), "columns": list(t.columns), "rows": [[_cell(c) for c in row] for row in t.rows]} for t in section.tables]
+    told["tables"] = [
+        {**vars(t), "columns": list(t.columns), "unlike": list(t.unlike), "rows": [[_cell(c) for c in row] for row in t.rows]}
+        for t in section.tables
+    ]
     told["figures"] = [{**vars(f), "picture": base64.b64encode(png(f.picture)).decode()} for f in section.figures]
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(told))
@@ -124,7 +127,9 @@ def _restored(path: Path) -> Section:
     from PIL import Image
 
     told = json.loads(path.read_text())
-    tables = [Table(t["title"], t["columns"], [[_read(c) for c in row] for row in t["rows"]], t["note"]) for t in told["tables"]]
+    tables = [
+        Table(t["title"], t["columns"], [[_read(c) for c in row] for row in t["rows"]], t["note"], t["unlike"]) for t in told["tables"]
+    ]
     figures = []
     for figure in told["figures"]:
         with Image.open(io.BytesIO(base64.b64decode(figure["picture"]))) as picture:

@@ -13,7 +13,8 @@ from torch import Tensor, nan_to_num, nonzero
 from medgen.core.colours import coloured
 from medgen.core.picture import gray, montage, upright
 
-READABLE = 128  # pixels of a column that hold a title
+READABLE, WIDE = 128, 552  # pixels of a column that hold a title, and of a row that need not be enlarged, which blurs letters
+FONT, LINE = 13, 18  # pixels of letters, and of a line of them
 LARGEST = 256  # pixels of a column's longer side
 BAR = 8  # pixels across of a colour bar
 HELD = 99.5  # per cent of the pixels that differ are within the scale of their row
@@ -142,23 +143,27 @@ def signed(values: np.ndarray, edge: float) -> np.ndarray:
 
 
 def lettered(rows: list[list[np.ndarray]], titles: list[str], subjects: list[str], scales: Sequence[Scale | None] = ()) -> np.ndarray:
-    """A montage under a line with the columns' titles, each row beside its subject, and before the bar of its scale where it has one."""
-    from PIL import Image, ImageDraw
+    """A montage under a line with the columns' titles, each row beside its subject, and before the bar of its scale where it has one.
 
-    gap, head = 2, 16
-    times = max(1, -(-READABLE // max(row[0].shape[1] for row in rows)))  # small grids are enlarged, or their titles would not fit
+    Small grids are enlarged here, so that their titles fit and the page need not enlarge the letters with them.
+    """
+    from PIL import Image
+
+    gap = 2
+    across = max(sum(plane.shape[1] for plane in row) for row in rows)
+    times = max(1, -(-READABLE // max(row[0].shape[1] for row in rows)), -(-WIDE // across))
     rows = [[plane.repeat(times, 0).repeat(times, 1) for plane in row] for row in rows]
     picture = montage(rows, gap)
-    length = ImageDraw.Draw(Image.new("L", (1, 1))).textlength
+    length = letters(Image.new("L", (1, 1))).textlength
     margin = 8 + int(max(map(length, subjects)))
     beside = max((4 + BAR + 8 + int(length(f"+{own.text}")) for own in scales if own), default=0)
-    canvas = Image.new("RGB", (margin + picture.shape[1] + beside, picture.shape[0] + head))
-    canvas.paste(Image.fromarray(picture), (margin, head))
-    draw = ImageDraw.Draw(canvas)
+    canvas = Image.new("RGB", (margin + picture.shape[1] + beside, picture.shape[0] + LINE))
+    canvas.paste(Image.fromarray(picture), (margin, LINE))
+    draw = letters(canvas)
     width = max(row[0].shape[1] for row in rows) + gap
     for i, title in enumerate(titles):
-        draw.text((margin + i * width + 4, 2), title, fill="white")
-    y = head
+        draw.text((margin + i * width + 4, 1), title, fill="white")
+    y = LINE
     for row, subject, own in zip(rows, subjects, scales or [None] * len(rows), strict=True):
         draw.text((4, y + 2), subject, fill="white")
         height = max(plane.shape[0] for plane in row)
@@ -168,12 +173,21 @@ def lettered(rows: list[list[np.ndarray]], titles: list[str], subjects: list[str
     return np.asarray(canvas)
 
 
+def letters(canvas: Any) -> Any:
+    """What draws on a PIL image, with letters that are read without enlarging."""
+    from PIL import ImageDraw, ImageFont
+
+    draw = ImageDraw.Draw(canvas)
+    draw.font = ImageFont.load_default(FONT)
+    return draw
+
+
 def _draw_bar(canvas: Any, corner: tuple[int, int], height: int, own: Scale) -> None:
     """The colours of a scale from top to bottom, with its ends and its middle."""
-    from PIL import Image, ImageDraw
+    from PIL import Image
 
-    (x, y), draw = corner, ImageDraw.Draw(canvas)
+    (x, y), draw = corner, letters(canvas)
     colours = signed(np.linspace(1, -1, height)[:, None].repeat(BAR, 1), 1)
     canvas.paste(Image.fromarray(colours), corner)
-    for text, top in ((f"+{own.text}", y), ("0", y + height // 2 - 6), (f"-{own.text}", y + height - 12)):
+    for text, top in ((f"+{own.text}", y), ("0", y + (height - LINE) // 2), (f"-{own.text}", y + height - LINE)):
         draw.text((x + BAR + 4, top), text, fill="white")

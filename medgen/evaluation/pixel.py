@@ -261,11 +261,15 @@ def _against(gap: Estimate, title: str) -> str:
 def _table(rows: Sequence[Row], metrics: Sequence[str], title: str, names: Mapping[str, str]) -> Table:
     regions = list(dict.fromkeys(row.region for row in rows))
     known = [metric for metric in metrics if any(math.isfinite(row.values[metric]) for row in rows)]
-    cells = [[names.get(region, region), *(estimate(rows, region, metric) for metric in known)] for region in regions]
+    counts = {region: len({row.subject for row in rows if row.region == region}) for region in regions}
+    names = {"whole": "whole image", **names}
+    cells = [[names.get(region, region), counts[region], *(estimate(rows, region, metric) for metric in known)] for region in regions]
     note = f"Better is: {_better(known)}. 95 % intervals resample subjects; of a class, those who have it."
+    if not rows[0].unit and {"mae", "me"} & set(known):
+        note += f" {'MAE' if metrics is MAIN else 'ME'} in network units, whose full range is {DATA_RANGE:g}."
     if metrics is KINDS:
         note += " " + " ".join(f"{HEADS[m][:1].upper()}{HEADS[m][1:]}: {METRICS[m].meaning}." for m in known)
-    return Table(title, ["region", *(HEADS[m] for m in known)], cells, note)
+    return Table(title, ["region", "subjects", *(HEADS[m] for m in known)], cells, note)
 
 
 def _better(metrics: Sequence[str]) -> str:

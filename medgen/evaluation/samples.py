@@ -47,7 +47,8 @@ def section(work: Work) -> Section:
     turn = work.model.contract.spacing is not None  # ordinary pictures are upright
     copies = int((nearest_images(held_out, training).distances == 0).sum())
     found["held_out_copies"] = copies
-    verdict = f"Samples are {ratio:.3g} times as far from held-out images as real images are, by a fixed feature of {count} each."
+    verdict = f"By a fixed feature, {count} samples are {ratio:.3g} times as far from held-out images as {count} training images are; "
+    verdict += "1 is as near as real ones."
     if copies:
         verdict += f" {copies} of {len(held_out)} held-out images are copies of training images: they are not held out."
     pictures = [seen(images, work.model.task.target) for images in (made, training, held_out)]

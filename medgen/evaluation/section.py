@@ -61,12 +61,14 @@ class Table:
     columns: headings; the first one names the rows.
     rows: cells are text, numbers or `Estimate`.
     note: how it was made, in a sentence.
+    unlike: columns whose rows have no common scale, so that their intervals are not drawn.
     """
 
     title: str
     columns: Sequence[str]
     rows: Sequence[Sequence[Any]]
     note: str = ""
+    unlike: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
