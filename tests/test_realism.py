@@ -104,7 +104,7 @@ def test_samples_of_the_datas_own_law_are_good_and_changed_ones_bad(folder):
     assert re.search(r"That is the nearer one of 2 spaces; in the farthest, '.*', it is [\d.]+ \[[\d.]+, [\d.]+\] times\.", good.verdict)
     assert "no Frechet distance, 200 dimensions need 400 images and there are 40" in good.tables[0].note
     assert len(bad.worst) == 3 and bad.worst[0][0].startswith("sample ")
-    assert good.figures[1].picture.shape == (360, 480, 3) and "least real" in good.figures[0].title
+    assert good.figures[1].picture.shape == (540, 720, 3) and "least real" in good.figures[0].title
     json.dumps(good.to_dict(), allow_nan=False)
 
 

@@ -13,7 +13,7 @@ from medgen.core.errors import MedgenError
 from medgen.core.picture import gray
 from medgen.evaluation.imagesets import FEWEST, MOST, Images, ImageSets, TooFew, image_sets
 from medgen.evaluation.pictures import lettered, middle_plane
-from medgen.evaluation.scatter import scatter
+from medgen.evaluation.plots import scatter
 from medgen.evaluation.section import Estimate, Figure, Level, Section, Table, skipped
 from medgen.evaluation.spaces import asked, spaces
 from medgen.evaluation.work import Work

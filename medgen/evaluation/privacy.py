@@ -15,9 +15,9 @@ from torch import Tensor
 
 from medgen.core.errors import MedgenError
 from medgen.core.picture import gray
-from medgen.evaluation.histogram import histogram
 from medgen.evaluation.membership import DISTANCE, Attack, attack, estimate
 from medgen.evaluation.pictures import lettered, plane, seen, small
+from medgen.evaluation.plots import histogram
 from medgen.evaluation.section import Estimate, Figure, Level, Section, Table, skipped
 from medgen.evaluation.training_set import TrainingSet, targets, training_set
 from medgen.evaluation.work import Progress, Work

@@ -14,8 +14,8 @@ import torch
 from medgen.core.errors import MedgenError
 from medgen.core.random import Rng
 from medgen.data.source import Case as TrainingCase
-from medgen.evaluation.histogram import histogram
 from medgen.evaluation.pixel import DATA_RANGE
+from medgen.evaluation.plots import histogram
 from medgen.evaluation.section import Estimate, Figure, Level, Section, Table, skipped
 from medgen.evaluation.training_set import batches, read_as_trained, training_set
 from medgen.evaluation.work import Work
