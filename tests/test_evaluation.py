@@ -197,6 +197,7 @@ def test_the_scale_of_differences_follows_the_data_and_is_printed_in_their_unit(
     assert pictures.scale([spread * 0.31, -spread]).edge == pytest.approx(0.99), "one scale for all"
     assert pictures.scale([spread * 0.031], "HU", 1000.0).text == "31 HU"
     assert pictures.scale([np.zeros((4, 4))]).edge == 1.0
+    assert pictures.scale([spread * 0.3, spread * 160]).text == "2", "what diverged does not hide the others"
     assert "in HU;" in pixel.scaled(pixel.Unit("HU", 1500.0)) and "99.5 %" in pixel.scaled(pixel.Unit())
 
 

@@ -243,11 +243,11 @@ def tables(found: Compared) -> list[tuple[Table, list[tuple[int, int]]]]:
         note = "What a method scores above the one with the best mean, on the same cases: mean over subjects."
         made.append((Table(DIFFERENCES, ["method", *(HEADS[m] for m in MAIN)], apart, note), []))
     spent = [
-        [m.name, sampling_said(m.about), _seconds(m.cost), m.cost.get("evaluations"), _memory(m.cost), m.about["numbers"]]
+        [m.name, sampling_said(m.about), _seconds(m.cost), m.cost.get("evaluations"), _memory(m.cost), m.about["numbers"] / 1e6]
         for m in found.methods
         if m.cost
     ]
-    heads = ["model", "sampler", "seconds", "network evaluations", "memory (GB)", "parameters"]
+    heads = ["model", "sampler", "seconds", "network evaluations", "memory (GB)", "parameters (million)"]
     note = "Medians per answer or sample; memory is the most that the process (on CUDA: the device's tensors) held."
     return [*made, (Table("Costs", heads, spent, note), [])]
 

@@ -18,7 +18,11 @@ FONT, LINE = 13, 18  # pixels of letters, and of a line of them
 LARGEST = 256  # pixels of a column's longer side
 BAR = 8  # pixels across of a colour bar
 HELD = 99.5  # per cent of the pixels that differ are within the scale of their row
-SCALED = "Difference: red is too bright, blue too dark, {unit}; the bar beside a row is its scale, which holds {held:g} % of what differs."
+RANGE = 2.0  # of network units: differences beyond it are of images that are wrong as a whole, and one scale for them would hide the others
+SCALED = (
+    "Difference: red is too bright, blue too dark, {unit}; the bar beside a row is its scale, which holds {held:g} % of what differs or "
+    "ends at the full range."
+)
 PARTS = (0.35, 0.5, 0.65)  # of the body's extent, where a volume is cut
 
 
@@ -57,10 +61,13 @@ class Scale:
 
 
 def scale(differences: Sequence[np.ndarray], unit: str = "", size: float = 1.0) -> Scale:
-    """One scale for differences that are to be compared: `HELD` per cent of the pixels that differ are within; two digits, rounded up."""
+    """One scale for differences that are to be compared: `HELD` per cent of the pixels that differ are within; two digits, rounded up.
+
+    It ends at the full range, so that a method that went astray does not hide what the others differ by.
+    """
     sizes = np.concatenate([np.abs(difference).ravel() for difference in differences])
     differing = sizes[sizes > 0]
-    edge = float(np.percentile(differing, HELD)) if len(differing) else 1.0
+    edge = min(float(np.percentile(differing, HELD)), RANGE) if len(differing) else 1.0
     digit = 10.0 ** (math.floor(math.log10(edge)) - 1)
     return Scale(math.ceil(round(edge / digit, 3)) * digit, unit, size)
 
