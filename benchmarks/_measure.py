@@ -1,11 +1,19 @@
-"""Interleaved timing on one thread: every candidate runs once per round, so that a busy machine slows all of them alike."""
+"""Interleaved timing on one thread: every candidate runs once per round, so that a busy machine slows all of them alike. Peak memory of a
+process of its own, and the command line of a script that writes a page of what it measured."""
 
 from __future__ import annotations
 
+import argparse
+import json
+import platform
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +44,47 @@ def interleaved(candidates: Mapping[str, Callable[[], object]], rounds: int, war
             run()
             times[name].append(time.process_time() - start)
     return {name: statistics.median(values) for name, values in times.items()}
+
+
+def peak() -> float:
+    """Mebibytes that this process has held at most. (`getrusage` would begin with what the parent held.)"""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 1024
+
+
+def alone(script: str, name: str) -> float:
+    """What a script's own measure says of `name`, in a fresh process."""
+    command = [sys.executable, script, "--only", name]
+    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+
+
+def run(about: str, output: str, trials: int, measure: Callable[[str], float], page: Callable[[int, int], str]) -> None:
+    """The command line of a script: `page(rounds, trials)` is written to a file, or with --only NAME `measure(NAME)` is printed."""
+    parser = argparse.ArgumentParser(description=about.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--trials", type=int, default=trials)
+    parser.add_argument("-o", "--output", type=Path, default=Path(output))
+    parser.add_argument("--only", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.set_grad_enabled(False)
+    if given.only:
+        print(json.dumps(measure(given.only)))
+        return
+    text = page(given.rounds, given.trials)
+    given.output.parent.mkdir(parents=True, exist_ok=True)
+    given.output.write_text(text)
+    print(text)
+
+
+def machine() -> str:
+    """Versions and processor, in a sentence."""
+    return f"Here: torch {version('torch')}, monai {version('monai')}; Python {platform.python_version()}; {platform.machine()}."
+
+
+def standard_error(trials: int) -> float:
+    """Of a coverage of 95 %, in per cent."""
+    return 100 * (0.95 * 0.05 / trials) ** 0.5
 
 
 def saved_bytes(run: Callable[[], object], module: nn.Module) -> int:

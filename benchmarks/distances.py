@@ -6,14 +6,9 @@ fresh process. Usage: python benchmarks/distances.py [--rounds 3] [--trials 200]
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
-import platform
-import subprocess
 import sys
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -21,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import numpy as np
 import torch
-from _measure import Row, interleaved
+from _measure import Row, alone, interleaved, machine, peak, run, standard_error
 from torch import Tensor
 
 from medgen.core.random import generator
@@ -85,18 +80,13 @@ def speed(rounds: int) -> list[Row]:
         found.append(Row(f"Frechet distance, {name}", numbers, f"{target:g} x", ratio >= target))
     a, b = pair(*LARGE)
     seconds = interleaved({"Frechet": lambda: frechet(a, b), "KID": lambda: kid(a, b)}, rounds, warmup=0)
-    numbers = ", ".join(f"{name} {value:.2f} s" for name, value in seconds.items()) + f"; {memory():.0f} MiB"
+    numbers = ", ".join(f"{name} {value:.2f} s" for name, value in seconds.items()) + f"; {alone(__file__, 'large sets'):.0f} MiB"
     whole = "Frechet distance and KID with its error, 10,000 x 512"
     return [*found, Row(whole, numbers, f"at most {SECONDS:g} s", sum(seconds.values()) <= SECONDS)]
 
 
-def memory() -> float:
-    """Mebibytes over the start that both distances of the large sets take in a fresh process."""
-    command = [sys.executable, __file__, "--alone"]
-    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
-
-
-def alone() -> float:
+def memory(name: str) -> float:
+    """Mebibytes over the start that both distances of the large sets take."""
     a, b = pair(*LARGE)
     frechet(a[:600], b[:600])
     kid(a[:600], b[:600])
@@ -104,12 +94,6 @@ def alone() -> float:
     frechet(a, b)
     kid(a, b)
     return peak() - before
-
-
-def peak() -> float:
-    """Mebibytes that this process has held at most."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) / 1024
 
 
 def coverage(trials: int) -> list[str]:
@@ -142,31 +126,17 @@ def drawn(seed: int, n: int, m: int, dimension: int, shift: float) -> sets.Sets:
     return sets.Sets(parts[0] + shift, *parts[1:], tuple([str(i) for i in range(size)] for size in (n, m, n)))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--trials", type=int, default=200)
-    parser.add_argument("-o", "--output", type=Path, default=Path("docs/results/distances.md"))
-    parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    torch.set_num_threads(1)
-    torch.set_grad_enabled(False)
-    if given.alone:
-        print(json.dumps(alone()))
-        return
-    text = HEAD.format(
-        machine=f"Here: torch {version('torch')}, monai {version('monai')}; Python {platform.python_version()}; {platform.machine()}.",
-        rows="\n".join(map(str, speed(given.rounds))),
-        trials=given.trials,
-        error=100 * (0.95 * 0.05 / given.trials) ** 0.5,
+def page(rounds: int, trials: int) -> str:
+    return HEAD.format(
+        machine=machine(),
+        rows="\n".join(map(str, speed(rounds))),
+        trials=trials,
+        error=standard_error(trials),
         head=" | ".join(heads()),
         rule=" --- |" * len(heads()),
-        coverage="\n".join(coverage(given.trials)),
+        coverage="\n".join(coverage(trials)),
     )
-    given.output.parent.mkdir(parents=True, exist_ok=True)
-    given.output.write_text(text)
-    print(text)
 
 
 if __name__ == "__main__":
-    main()
+    run(__doc__, "docs/results/distances.md", 200, memory, page)

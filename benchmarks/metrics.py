@@ -6,15 +6,10 @@ a fresh process. Usage: python benchmarks/metrics.py [--rounds 3] [--trials 4000
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 import os
-import platform
-import subprocess
 import sys
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -22,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import numpy as np
 import torch
-from _measure import Row, interleaved
+from _measure import Row, alone, interleaved, machine, peak, run, standard_error
 from torch import Tensor
 
 from medgen.core.random import generator
@@ -88,31 +83,20 @@ def contenders(x: Tensor, y: Tensor, regions: dict[str, Tensor]) -> dict[str, Ca
 
 
 def memory(name: str) -> float:
-    """Mebibytes over the start of one contender in a fresh process."""
-    command = [sys.executable, __file__, "--only", name]
-    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
-
-
-def alone(name: str) -> float:
+    """Mebibytes over the start that one contender takes."""
     x, y, regions = data()
-    run = contenders(x, y, regions)[name]
+    contender = contenders(x, y, regions)[name]
     small = [v[..., :48, :48, :48].contiguous() for v in (x, y)]
     contenders(*small, {k: v[..., :48, :48, :48].contiguous() for k, v in regions.items()})[name]()
     before = peak()
-    run()
+    contender()
     return peak() - before
-
-
-def peak() -> float:
-    """Mebibytes that this process has held at most. (`getrusage` would begin with what the parent held.)"""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) / 1024
 
 
 def rows(rounds: int) -> list[Row]:
     runs = contenders(*data())
     seconds = interleaved(runs, rounds)
-    mib = {name: memory(name) for name in runs}
+    mib = {name: alone(__file__, name) for name in runs}
     monai, found = seconds.pop("monai"), []
     for name, value in seconds.items():
         share = value / monai
@@ -135,34 +119,19 @@ def coverage(trials: int) -> list[str]:
     return lines
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--trials", type=int, default=4000)
-    parser.add_argument("-o", "--output", type=Path, default=Path("docs/results/metrics.md"))
-    parser.add_argument("--only", help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    torch.set_num_threads(1)
-    torch.set_grad_enabled(False)
-    if given.only:
-        print(json.dumps(alone(given.only)))
-        return
-    machine = f"Here: torch {version('torch')}, monai {version('monai')}; Python {platform.python_version()}; {platform.machine()}."
-    text = HEAD.format(
-        machine=machine,
+def page(rounds: int, trials: int) -> str:
+    return HEAD.format(
+        machine=machine(),
         count=len(METRICS),
         names=", ".join(METRICS),
-        rows="\n".join(map(str, rows(given.rounds))),
-        trials=given.trials,
-        error=100 * math.sqrt(0.95 * 0.05 / given.trials),
+        rows="\n".join(map(str, rows(rounds))),
+        trials=trials,
+        error=standard_error(trials),
         head=" | ".join(map(str, SUBJECTS)),
         rule=" --- |" * len(SUBJECTS),
-        coverage="\n".join(coverage(given.trials)),
+        coverage="\n".join(coverage(trials)),
     )
-    given.output.parent.mkdir(parents=True, exist_ok=True)
-    given.output.write_text(text)
-    print(text)
 
 
 if __name__ == "__main__":
-    main()
+    run(__doc__, "docs/results/metrics.md", 4000, memory, page)
