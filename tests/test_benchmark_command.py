@@ -9,13 +9,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from halves import SHAPE, halves, translator
 from PIL import Image
-from test_page import SHAPE, translator
 
 from medgen.cli.main import main
 from medgen.core.errors import MedgenError
 from medgen.core.levels import Karras
-from medgen.core.volume import Volume
 from medgen.evaluation.benchmark import Method, _notes, check_alike, ranking
 from medgen.evaluation.cost import Calls
 from medgen.evaluation.pictures import LINE
@@ -32,17 +31,7 @@ from medgen.tasks.synthesis import Synthesis
 @pytest.fixture
 def table(tmp_path) -> Path:
     """Seven subjects whose target is 0.5 of the source with noise, and two to fit on."""
-    rows = ["subject,split,t1,t2"]
-    for i, split in enumerate(["test"] * 7 + ["train"] * 2):
-        rng = np.random.default_rng(i)
-        source = np.zeros(SHAPE)
-        source[2:-2, 2:-2, 1:-1] = rng.uniform(-0.8, 0.8, (12, 10, 10)) * 50 + 50
-        target = np.where(source > 0, ((source / 50 - 1) * 0.5 + rng.normal(0, 0.05, SHAPE) + 1) * 50, 0)
-        for name, array in (("t1", source), ("t2", target)):
-            Volume(array[None].astype(np.float32), np.eye(4)).save(tmp_path / f"{i}_{name}.nii.gz")
-        rows.append(f"s{i},{split},{i}_t1.nii.gz,{i}_t2.nii.gz")
-    (tmp_path / "list.csv").write_text("\n".join(rows) + "\n")
-    return tmp_path / "list.csv"
+    return halves(tmp_path, ["test"] * 7 + ["train"] * 2)
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
+from halves import SHAPE, halves, translator
 from PIL import Image
 
 from medgen.cli.main import main
@@ -27,38 +28,6 @@ from medgen.inference import Pretrained
 from medgen.metrics.monitor import PSNR
 from medgen.tasks.translation import Translation
 
-RULE = {"name": "unit_range", "low": 0.0, "high": 100.0, "typical": {"low": 0.0, "high": 100.0}}
-SHAPE = (16, 14, 12)
-
-
-class Scaled(torch.nn.Module):
-    """The source times a number, by one call of its network a slice."""
-
-    caveat = ""
-
-    def __init__(self, factor: float):
-        super().__init__()
-        self.network = torch.nn.Linear(1, 1, bias=False)
-        self.network.weight.data.fill_(factor)
-
-    def sample(self, condition, shape, rng):
-        return self.network(condition.dense[..., None])[..., 0]
-
-
-def translator(factor: float = 0.5, folder: str = "runs/halved/checkpoints/last") -> Pretrained:
-    contract = Contract(
-        2,
-        (16, 14),
-        ("t2",),
-        ("t1",),
-        intensity={"t1": RULE, "t2": RULE},
-        spacing=(1.0, 1.0, 1.0),
-        orientation="RAS",
-        slice_axis=2,
-        data={"name": "a drawn set", "licence": "CC0", "subjects": 4},
-    )
-    return Pretrained(Scaled(factor), Translation(("t1",), ("t2",), PSNR(2.0)), contract, {}, Path(folder))
-
 
 @pytest.fixture
 def loaded(monkeypatch):
@@ -70,18 +39,8 @@ def loaded(monkeypatch):
 
 @pytest.fixture
 def table(tmp_path) -> Path:
-    """Targets that are half their sources and a little off, subject s2 much; two training subjects."""
-    rows = ["subject,split,t1,t2,site"]
-    for i, split in enumerate(["test"] * 4 + ["train"] * 2):
-        rng = np.random.default_rng(i)
-        source = np.zeros(SHAPE)
-        source[2:-2, 2:-2, 1:-1] = rng.uniform(-0.8, 0.8, (12, 10, 10)) * 50 + 50
-        target = np.where(source > 0, ((source / 50 - 1) / 2 + rng.normal(0, 0.4 if i == 2 else 0.05, SHAPE) + 1) * 50, 0)
-        for name, array in (("t1", source), ("t2", target)):
-            Volume(array[None].astype(np.float32), np.eye(4)).save(tmp_path / f"{i}_{name}.nii.gz")
-        rows.append(f"s{i}<b>,{split},{i}_t1.nii.gz,{i}_t2.nii.gz,{'AB'[i % 2]}")
-    (tmp_path / "list.csv").write_text("\n".join(rows) + "\n")
-    return tmp_path / "list.csv"
+    """Four test subjects whose targets are half their sources and a little off, subject s2 much, in two sites; two training subjects."""
+    return halves(tmp_path, ["test"] * 4 + ["train"] * 2, {2: 0.4}, subject="s{}<b>")
 
 
 def evaluate(table: Path, *arguments: str) -> tuple[dict, str]:
