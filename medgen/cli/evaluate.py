@@ -106,10 +106,11 @@ def _say_checks(options: argparse.Namespace) -> None:
         MedgenError: there is no report yet.
     """
     path = Path(options.output) / PLAIN
-    if not path.is_file():
-        line = f"medgen evaluate {options.model} --data {options.data} -o {options.output}"
-        raise MedgenError(f"--checks reads a report, and there is no {path} yet; make it first: {line}")
-    report = read_report(options.output)
+    with ranks.agreed():
+        if not path.is_file():
+            line = f"medgen evaluate {options.model} --data {options.data} -o {options.output}"
+            raise MedgenError(f"--checks reads a report, and there is no {path} yet; make it first: {line}")
+        report = read_report(options.output)
     if ranks.rank():
         return
     print(f"{path}: {report['model']['name']} on {report['data']['manifest']}, split {report['data']['split']}")

@@ -74,8 +74,8 @@ def compared(images: ImageSets, among: Sequence[Space], seed: int = 0, draws: in
     told.tables = [_distances(found, left), _overlaps(found)] + ([_diversity(alike)] if alike else [])
     _judge(told, found, alike)
     order, values = _by_realism(images, found[0])
-    said = f"below 1 it lies outside what real images look like in the space '{found[0].space.name}'"
-    told.worst = [(images.made.units[i], f"realism {values[i]:.2g}; {said}") for i in order[:SHOWN]]
+    said = f"by {found[0].space.name}; what looks real has 1 or more"
+    told.worst = [(images.made.units[i], f"realism {values[i]:.2g} {said}") for i in order[:SHOWN]]
     told.figures = [_worst_picture(images, order[:COLUMNS]), _picture(images, found[0])]
     return told
 
