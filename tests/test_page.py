@@ -273,7 +273,7 @@ def test_the_checks_make_no_report_and_say_how_to_make_one(table, monkeypatch, c
         main(["evaluate", "runs/halved", "--data", str(table), "-o", str(out), "--checks"])
     said = capsys.readouterr().err
     assert f"there is no {out / 'evaluation.json'} yet" in said
-    assert f"make it first: medgen evaluate runs/halved --data {table} -o {out}" in said
+    assert f"the same line without --checks makes it: medgen evaluate runs/halved --data {table} -o {out} ..." in said
     assert not out.exists()
 
 

@@ -108,8 +108,8 @@ def _say_checks(options: argparse.Namespace) -> None:
     path = Path(options.output) / PLAIN
     with ranks.agreed():
         if not path.is_file():
-            line = f"medgen evaluate {options.model} --data {options.data} -o {options.output}"
-            raise MedgenError(f"--checks reads a report, and there is no {path} yet; make it first: {line}")
+            line = f"medgen evaluate {options.model} --data {options.data} -o {options.output} ..."
+            raise MedgenError(f"--checks reads a report, and there is no {path} yet; the same line without --checks makes it: {line}")
         report = read_report(options.output)
     if ranks.rank():
         return

@@ -39,6 +39,10 @@ PROTOCOL = {
 }
 
 
+class Elsewhere(MedgenError):
+    """A task that is asked of another kind of model."""
+
+
 @dataclass
 class Part:
     """What one kind of task adds to the section."""
@@ -55,11 +59,12 @@ def section(work: Work, training: Training | None = None) -> Section:
     """The tasks that the model and the manifest allow; without any, the reasons."""
     training, told = training or Training(device=work.model.device), Section(NAME, TITLE)
     reasons: list[str] = []
+    elsewhere: list[str] = []  # why a task is none of this kind of model's: of interest only where no other reason is known
     for kind in (hounsfield, segmented, trained_on_samples):
         try:
             part = kind(work, training)
         except MedgenError as error:
-            reasons.append(str(error))
+            (elsewhere if isinstance(error, Elsewhere) else reasons).append(str(error))
             continue
         told.verdict = f"{told.verdict} {part.verdict}".strip()
         told.level = _worse(told.level, part.level)
@@ -68,8 +73,8 @@ def section(work: Work, training: Training | None = None) -> Section:
         told.worst += part.worst
         told.protocol |= part.protocol
     if not told.tables:
-        return skipped(NAME, TITLE, " ".join(f"{reason[0].upper()}{reason[1:]}." for reason in reasons))
-    told.numbers["left_out"] = reasons
+        return skipped(NAME, TITLE, " ".join(f"{reason[0].upper()}{reason[1:]}." for reason in reasons or elsewhere))
+    told.numbers["left_out"] = reasons + elsewhere
     return told
 
 
@@ -80,11 +85,11 @@ def hounsfield(work: Work, training: Training) -> Part:
     """Error of synthetic CT in HU, over the body and by what the truth is there: what a dose calculation lives on.
 
     Raises:
-        MedgenError: the model makes no CT of given images.
+        Elsewhere: the model makes no CT of given images.
     """
     contract = work.model.contract
     if work.kind == "synthesis" or any(contract.intensity[c]["name"] != "ct_hu" for c in contract.target):
-        raise MedgenError("errors in Hounsfield units are for models that make CT of given images")
+        raise Elsewhere("errors in Hounsfield units are for models that make CT of given images")
     ends = contract.map_of(contract.target[0]).fit(np.zeros(1))
     half = (ends["high"] - ends["low"]) / 2
     rows: dict[str, list[tuple[str, float, float]]] = {}
@@ -114,10 +119,11 @@ def segmented(work: Work, training: Training) -> Part:
     """Dice of a segmenter that was trained on real images, applied to made and to real images of the same subjects.
 
     Raises:
-        MedgenError: a synthesis model, no label maps, too few subjects, or `quick`.
+        Elsewhere: a synthesis model.
+        MedgenError: no label maps, too few subjects, or `quick`.
     """
     if work.kind == "synthesis":
-        raise MedgenError("a fixed segmenter judges images that were made of given ones")
+        raise Elsewhere("a fixed segmenter judges images that were made of given ones")
     if work.quick:
         raise MedgenError("networks are not trained with --quick")
     if not work.labels:
@@ -179,10 +185,11 @@ def trained_on_samples(work: Work, training: Training) -> Part:
     """TSTR, TRTS and augmentation, by class attribute or by label map.
 
     Raises:
-        MedgenError: a model that is not one of synthesis, or whose samples carry no truth; too few subjects; `quick`.
+        Elsewhere: a model that is not one of synthesis.
+        MedgenError: samples that carry no truth; too few subjects; `quick`.
     """
     if work.kind != "synthesis":
-        raise MedgenError("training on samples is for models of synthesis")
+        raise Elsewhere("training on samples is for models of synthesis")
     if work.quick:
         raise MedgenError("networks are not trained with --quick")
     task = work.model.task
