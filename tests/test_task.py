@@ -11,6 +11,8 @@ from medgen.core.contract import Contract
 from medgen.core.volume import Volume
 from medgen.data.columns import Column, describe
 from medgen.data.manifest import Manifest
+from medgen.evaluation import pictures as drawing
+from medgen.evaluation import pixel
 from medgen.evaluation.judges import CLASSIFIERS, Classifier, Segmenter, Training
 from medgen.evaluation.section import Level
 from medgen.evaluation.task import hounsfield, section
@@ -174,7 +176,7 @@ def test_a_fixed_segmenter_finds_lesions_in_a_copy_and_tells_those_that_are_else
         assert [row[0] for row in told.tables[0].rows] == ["lesion: a disc"], "the class by its name"
 
 
-def test_errors_in_hounsfield_units_by_tissue(tmp_path):
+def test_errors_in_hounsfield_units_by_tissue(tmp_path, monkeypatch):
     """A CT that is 40 HU too high in bone and right elsewhere."""
     rule = {"name": "ct_hu", "low": -1000.0, "high": 1000.0, "typical": {"low": -1000.0, "high": 1000.0}}
     rows = ["subject,split,mr,ct"]
@@ -191,7 +193,11 @@ def test_errors_in_hounsfield_units_by_tissue(tmp_path):
     )
     task = Translation(("mr",), ("ct",), PSNR(2.0))
     model = Pretrained(Plain(), task, contract, {}, None)
-    numbers = hounsfield(Work(model, Manifest.read(tmp_path / "list.csv"), tmp_path / "out"), QUICK).numbers["hounsfield"]
+    work = Work(model, Manifest.read(tmp_path / "list.csv"), tmp_path / "out")
+    drawn, plain = [], drawing.scale
+    monkeypatch.setattr(drawing, "scale", lambda *given: drawn.append(plain(*given)) or drawn[-1])
+    assert "too dark, in HU;" in pixel.section(work).figures[0].note and {scale.text for scale in drawn} == {"40 HU"}
+    numbers = hounsfield(work, QUICK).numbers["hounsfield"]
     assert numbers["bone"]["me"].value == pytest.approx(40, abs=0.1) and numbers["bone"]["mae"].unit == "HU"
     assert numbers["soft tissue"]["mae"].value == pytest.approx(0, abs=0.1)
     assert numbers["body"]["mae"].value == pytest.approx(40 * 9 / 144, abs=0.1)
