@@ -152,7 +152,7 @@ def _evaluate(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--quick", action="store_true", help="leave out what trains networks or runs the model on changed cases")
     parser.add_argument(
-        "--checks", action="store_true", help="make nothing: say what a model card needs and whether the report in DIR has it"
+        "--checks", action="store_true", help="make nothing: say what a model card needs and whether the report in OUTPUT has it"
     )
     parser.set_defaults(run=_lazy("evaluate"))
 
