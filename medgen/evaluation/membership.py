@@ -14,9 +14,8 @@ from medgen.core.levels import LogNormal
 from medgen.core.model import Example
 from medgen.core.random import Rng
 from medgen.core.tensors import flatten_mean
-from medgen.data.source import Case
 from medgen.evaluation.section import Estimate
-from medgen.evaluation.training_set import batches
+from medgen.evaluation.training_set import Still, batches
 from medgen.evaluation.work import Work
 from medgen.metrics.feature import nearest_distances
 from medgen.metrics.privacy import Membership, loss_scores, membership
@@ -55,14 +54,14 @@ def estimate(found: Membership) -> Estimate:
     return Estimate(found.auc, found.interval, found.members + found.others, reason="" if found.interval else "one subject of a kind")
 
 
-def attack(work: Work, training: Sequence[Case], held_out: Sequence[Case], samples: Tensor | None = None) -> Attack:
+def attack(work: Work, training: Still, held_out: Still, samples: Tensor | None = None) -> Attack:
     """The strongest test that the model allows: by its loss where it has one for a single image, by its answer's error where it answers,
     by the distance to its nearest sample otherwise. A score is the mean over a subject's images; the unit is the subject.
     """
-    sets = [spread(cases) for cases in (training, held_out)]
+    sets = [(cases, spread(cases.subjects)) for cases in (training, held_out)]
     score, names, measure = _measure(work, samples)
-    inside, outside = (torch.cat([measure(batch) for batch in batches(work, cases)]) for cases in sets)
-    owners = [[case["subject"] for case in cases] for cases in sets]
+    inside, outside = (torch.cat([measure(batch) for batch in batches(work, *chosen)]) for chosen in sets)
+    owners = [[cases.subjects[number] for number in numbers] for cases, numbers in sets]
 
     def tested(a: Tensor, b: Tensor) -> Membership:
         scores = loss_scores(a, b)
@@ -72,13 +71,13 @@ def attack(work: Work, training: Sequence[Case], held_out: Sequence[Case], sampl
     return Attack(score, tested(inside, outside), columns)
 
 
-def spread(cases: Sequence[Case]) -> list[Case]:
-    """At most 4 images each of at most 64 subjects."""
-    by_subject: dict[str, list[Case]] = {}
-    for case in cases:
-        by_subject.setdefault(case["subject"], []).append(case)
+def spread(subjects: Sequence[str]) -> list[int]:
+    """The numbers of at most 4 images each of at most 64 subjects."""
+    by_subject: dict[str, list[int]] = {}
+    for number, subject in enumerate(subjects):
+        by_subject.setdefault(subject, []).append(number)
     chosen = _evenly(list(by_subject.values()), SUBJECTS)
-    return [case for own in chosen for case in _evenly(own, PER_SUBJECT)]
+    return [number for own in chosen for number in _evenly(own, PER_SUBJECT)]
 
 
 def _evenly(items: list[Any], most: int) -> list[Any]:
