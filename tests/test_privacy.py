@@ -270,7 +270,7 @@ class Answers(torch.nn.Module):
     def __init__(self, training: torch.Tensor, knows: bool):
         super().__init__()
         self.register_buffer("images", training)
-        self.knows = knows
+        self.register_buffer("knows", torch.tensor(knows))
 
     def sample(self, condition, shape, rng):
         off = torch.tensor([0.0 if self.knows and bool((self.images == x).flatten(1).all(1).any()) else 0.3 for x in condition.dense])
@@ -294,6 +294,28 @@ def test_a_model_that_answers_gives_its_training_set_away_by_its_error(gaussian,
     assert found.numbers["membership"]["score"] == score and not found.figures and "copies" not in found.verdict
     healthy = privacy.section(translation(folder, table, kind(training, False)))
     assert healthy.level == Level.GOOD and healthy.numbers["membership"]["auc"].value == pytest.approx(0.5, abs=0.1)
+
+
+def test_processes_share_what_the_membership_test_asks(gaussian, monkeypatch):
+    folder, path, training = gaussian
+    asked, denoise = [], Memoriser.denoise
+
+    def counted(self, x_t, *given):
+        asked.append(len(x_t))
+        return denoise(self, x_t, *given)
+
+    monkeypatch.setattr(Memoriser, "denoise", counted)
+    shares = []
+    for place in range(2):
+        asked.clear()
+        privacy.prepare(work(folder, Memoriser(training), path, 24, place=place, places=2), lambda done, of: None)
+        shares.append(sum(asked))
+    assert shares == [24 * 10, 24 * 10], "each half of 48 images, at 5 levels twice"
+    setting = work(folder, Memoriser(training), path, 24)
+    setting.drawn()
+    asked.clear()
+    found = privacy.section(setting, SPACES)
+    assert not asked and found.numbers["membership"]["auc"].value == 1.0
 
 
 def test_samples_of_a_model_without_a_loss_give_away_what_they_are_near_to(gaussian):
@@ -332,6 +354,7 @@ def test_the_run_tells_which_images_it_was_trained_on(gaussian):
     assert drawn.sure and "other subjects" in drawn.told and len(drawn.cases("train")) == 6 and len(drawn.cases("test")) == 2 * 16
     own = PhantomData(["t1"], (16, 16), {"train": 3}, 2).split("train").case(0, None)
     assert np.array_equal(drawn.cases("train")[0]["t1"], own["t1"])
+    assert drawn.cases("test").subjects == [case["subject"] for case in drawn.cases("test")]
     files = {"_target_": "medgen.data.files.FileData", "manifest": str(path), "channels": {"image": {"name": "identity"}}, "size": [16, 16]}
     read = told({**files, "slice_axis": None, "options": {"_target_": "medgen.data.options.Options", "keep": None}})
     assert not read.sure, "options that cannot be built: the manifest is asked, and the contract names others"

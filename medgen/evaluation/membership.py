@@ -14,15 +14,17 @@ from medgen.core.levels import LogNormal
 from medgen.core.model import Example
 from medgen.core.random import Rng
 from medgen.core.tensors import flatten_mean
+from medgen.evaluation.made import digest
 from medgen.evaluation.section import Estimate
 from medgen.evaluation.training_set import Still, batches
-from medgen.evaluation.work import Work
+from medgen.evaluation.work import Progress, Work
 from medgen.metrics.feature import nearest_distances
 from medgen.metrics.privacy import Membership, loss_scores, membership
 from medgen.metrics.statistics import subject_means
 
 LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)  # quantiles of the noise levels that the model was trained on
 DRAWS = 2  # of noise at each level
+BATCH = 8  # images at once
 PER_SUBJECT, SUBJECTS = 4, 64  # images of a subject and subjects of a kind that are tried, spread evenly
 DENOISING = "squared error of denoising"
 TRAINING = "training loss"
@@ -58,10 +60,10 @@ def attack(work: Work, training: Still, held_out: Still, samples: Tensor | None 
     """The strongest test that the model allows: by its loss where it has one for a single image, by its answer's error where it answers,
     by the distance to its nearest sample otherwise. A score is the mean over a subject's images; the unit is the subject.
     """
-    sets = [(cases, spread(cases.subjects)) for cases in (training, held_out)]
+    sets = (training, held_out)
     score, names, measure = _measure(work, samples)
-    inside, outside = (torch.cat([measure(batch) for batch in batches(work, *chosen)]) for chosen in sets)
-    owners = [[cases.subjects[number] for number in numbers] for cases, numbers in sets]
+    inside, outside = (torch.cat([_scored(work, measure, cases, part) for part in _parts(cases)]) for cases in sets)
+    owners = [[cases.subjects[number] for part in _parts(cases) for number in part] for cases in sets]
 
     def tested(a: Tensor, b: Tensor) -> Membership:
         scores = loss_scores(a, b)
@@ -69,6 +71,27 @@ def attack(work: Work, training: Still, held_out: Still, samples: Tensor | None 
 
     columns = {name: tested(inside[:, [i]], outside[:, [i]]) for i, name in enumerate(names)} if len(names) > 1 else {}
     return Attack(score, tested(inside, outside), columns)
+
+
+def score_share(work: Work, training: Still, held_out: Still, progress: Progress) -> None:
+    """This process's share of what the test asks the model, which `attack` then finds."""
+    score, _, measure = _measure(work, None)
+    own = work.share([(cases, part) for cases in (training, held_out) for part in _parts(cases)]) if score != DISTANCE else ()
+    for done, (cases, part) in enumerate(own, 1):
+        _scored(work, measure, cases, part)
+        progress(done, len(own))
+
+
+def _scored(work: Work, measure: Callable[[dict[str, Any]], Tensor], cases: Still, numbers: Sequence[int]) -> Tensor:
+    """(B, columns) of these cases, from disk where the model was asked before."""
+    (batch,) = batches(work, cases, numbers, BATCH)
+    told = digest(*(value for _, value in sorted(batch.items())), torch.tensor([*LEVELS, DRAWS]))
+    return work.once(f"membership_{told}", lambda: measure(batch))
+
+
+def _parts(cases: Still) -> list[list[int]]:
+    numbers = spread(cases.subjects)
+    return [numbers[first : first + BATCH] for first in range(0, len(numbers), BATCH)]
 
 
 def spread(subjects: Sequence[str]) -> list[int]:

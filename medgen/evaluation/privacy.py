@@ -17,7 +17,7 @@ from torch import Tensor
 from medgen.core.errors import MedgenError
 from medgen.core.picture import gray
 from medgen.evaluation.histogram import histogram
-from medgen.evaluation.membership import DISTANCE, Attack, attack, estimate
+from medgen.evaluation.membership import DISTANCE, Attack, attack, estimate, score_share
 from medgen.evaluation.nearest import nearest_in
 from medgen.evaluation.pictures import lettered, plane, seen, small
 from medgen.evaluation.section import Estimate, Figure, Level, Section, Table, skipped
@@ -85,12 +85,8 @@ def section(work: Work, spaces: Sequence[Space] | None = None, progress: Progres
     except MedgenError as error:
         return skipped(NAME, TITLE, f"No privacy test: {error}")
     owners = [cases.subjects for cases in (training, held_out)]
-    counts = [len(set(subjects)) for subjects in owners]
-    if counts[0] < LEAST_TRAIN or counts[1] < LEAST_HELD_OUT:
-        found = f"{counts[0]} training and {counts[1]} held-out subjects are too few for a privacy test"
-        return skipped(NAME, TITLE, f"{found}: {LEAST_TRAIN} and {LEAST_HELD_OUT} are needed.")
-    if work.kind == "synthesis" and work.samples < LEAST_SAMPLES:
-        return skipped(NAME, TITLE, f"{work.samples} samples are too few for a privacy test: {LEAST_SAMPLES} are needed.")
+    if few := _too_few(work, *owners):
+        return skipped(NAME, TITLE, few)
     made = work.drawn(progress) if work.kind == "synthesis" else None
     images = [Targets(work, cases) for cases in (training, held_out)]
     found = [] if made is None else copies(made, *images, *owners, feature_spaces(work, spaces))
@@ -100,7 +96,7 @@ def section(work: Work, spaces: Sequence[Space] | None = None, progress: Progres
         told, reason = None, str(error)
     if not found and told is None:
         return skipped(NAME, TITLE, f"No privacy test: {reason}")
-    result = judged(found, told, known, counts)
+    result = judged(found, told, known, [len(set(subjects)) for subjects in owners])
     if reason:
         result.numbers["membership_skipped"] = reason
     if found:
@@ -108,6 +104,25 @@ def section(work: Work, spaces: Sequence[Space] | None = None, progress: Progres
         order = torch.argsort(found[0].made.relative)[:3].tolist()
         result.worst = [(f"sample {i}", _near(found[0], i)) for i in order if result.level in (Level.BAD, Level.WATCH)]
     return result
+
+
+def prepare(work: Work, progress: Progress) -> None:
+    """This process's share of what the test of membership asks the model, which the section then finds."""
+    known = training_set(work)
+    training, held_out = known.cases("train"), known.cases(known.held_out)
+    if not _too_few(work, training.subjects, held_out.subjects):
+        score_share(work, training, held_out, progress)
+
+
+def _too_few(work: Work, training: Sequence[str], held_out: Sequence[str]) -> str:
+    """What there is too little of, by the subjects of the images; empty where there is enough."""
+    counts = [len(set(subjects)) for subjects in (training, held_out)]
+    if counts[0] < LEAST_TRAIN or counts[1] < LEAST_HELD_OUT:
+        found = f"{counts[0]} training and {counts[1]} held-out subjects are too few for a privacy test"
+        return f"{found}: {LEAST_TRAIN} and {LEAST_HELD_OUT} are needed."
+    if work.kind == "synthesis" and work.samples < LEAST_SAMPLES:
+        return f"{work.samples} samples are too few for a privacy test: {LEAST_SAMPLES} are needed."
+    return ""
 
 
 def feature_spaces(work: Work, spaces: Sequence[Space] | None = None) -> list[Space]:
