@@ -3,6 +3,7 @@
 import json
 import math
 import weakref
+from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -18,10 +19,10 @@ from medgen.core.model import Loss, Moments
 from medgen.data.cases import Cutter
 from medgen.data.manifest import Manifest
 from medgen.data.phantom.source import PhantomData
-from medgen.evaluation import nearest, privacy
+from medgen.evaluation import imagesets, nearest, privacy, samples
 from medgen.evaluation.membership import attack
 from medgen.evaluation.section import Level, plain
-from medgen.evaluation.training_set import TrainingSet, batches, training_set
+from medgen.evaluation.training_set import Targets, TrainingSet, batches, training_set
 from medgen.evaluation.work import Work
 from medgen.inference import Pretrained
 from medgen.metrics.feature import describe
@@ -197,31 +198,60 @@ def test_the_perfect_model_of_the_law_passes(gaussian):
     assert found.numbers["compared"] == "the train split of list.csv (24 subjects) against its split test"
 
 
-def test_few_images_are_held_at_once_and_the_numbers_stay_the_same(gaussian, monkeypatch):
-    folder, path, training = gaussian
-    model, alive, most = Memoriser(training), 0, 0
-    whole = privacy.section(work(folder, model, path, 24), SPACES)
-    plane = Cutter.plane
+@pytest.fixture
+def most(monkeypatch):
+    """How many images that were read, as cases or as tensors, were there at once; blocks hold four, and ten are sought at once."""
+    alive, most = Counter(), Counter()
 
-    def watched(self, row, number):
-        nonlocal alive, most
-        case = plane(self, row, number)
-        case["image"] = case["image"].copy()
-        alive, most = alive + 1, max(most, alive + 1)
-        weakref.finalize(case["image"], gone)
-        return case
+    def watched(kind, item):
+        alive[kind] += 1
+        most[kind] = max(most[kind], alive[kind])
+        weakref.finalize(item, lambda: alive.subtract([kind]))
+        return item
 
-    def gone():
-        nonlocal alive
-        alive -= 1
-
-    monkeypatch.setattr(Cutter, "plane", watched)
+    plane, target = Cutter.plane, Targets.__getitem__
+    monkeypatch.setattr(Cutter, "plane", lambda *given: {k: watched(k, v.copy()) if k == "image" else v for k, v in plane(*given).items()})
+    monkeypatch.setattr(Targets, "__getitem__", lambda *given: watched("target", target(*given)))
     monkeypatch.setattr(nearest, "BLOCK", 4 * 4 * SIDE**2)
     monkeypatch.setattr(nearest, "HELD", 10 * 8 * SIDE**2)
-    parts = privacy.section(work(folder, model, path, 24), SPACES)
-    assert most <= 8, "a batch of the membership test"
-    assert len(parts.figures) == len(whole.figures) and parts.worst == whole.worst
-    assert numbers_in(parts.numbers) == pytest.approx(numbers_in(whole.numbers), rel=1e-9)
+    return most
+
+
+def test_few_training_images_are_held_at_once(gaussian, most):
+    folder, path, training = gaussian
+    privacy.section(work(folder, Memoriser(training), path, 24), SPACES)
+    assert most == {"image": 8, "target": 5}, "a batch of the membership test; a block and one image"
+    most.clear()
+    setting = work(folder, Memoriser(training), path, 24)
+    setting.reals = lambda split: pictures(24, 1)  # held-out images are kept
+    samples.section(setting)
+    assert most == {"image": 1, "target": 8}, "those beside the samples in the picture"
+
+
+def test_blocks_change_no_number(gaussian, request):
+    folder, path, training = gaussian
+    made = work(folder, Memoriser(training), path, 24)
+    parts = (lambda: privacy.section(made, SPACES), lambda: samples.section(made))
+    whole = [part() for part in parts]
+    request.getfixturevalue("most")
+    for before, after in zip(whole, (part() for part in parts), strict=True):
+        assert len(after.figures) == len(before.figures) and after.worst == before.worst
+        assert numbers_in(after.numbers) == pytest.approx(numbers_in(before.numbers), rel=1e-9)
+
+
+def test_images_of_a_set_are_chosen_before_they_are_read():
+    class Read(list):
+        read = 0
+
+        def __getitem__(self, index):
+            self.read += 1
+            return super().__getitem__(index)
+
+    images = Read(torch.full((1, 2, 2), float(i)) for i in range(50))
+    units = [f"s{i // 2}" for i in range(50)]
+    some = imagesets.Images(images, units).of({f"s{i}" for i in range(20)}).some(10, 0)
+    assert images.read == len(some) == 10
+    assert [units[int(image.mean())] for image in some.images] == some.units
 
 
 def test_a_model_that_copies_now_and_then_is_caught():

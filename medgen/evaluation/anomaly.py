@@ -24,6 +24,7 @@ from medgen.evaluation.pictures import lettered, small
 from medgen.evaluation.probes import lesion_map, spread
 from medgen.evaluation.section import Estimate, Figure, Section, Table, skipped
 from medgen.evaluation.section import Level as Judgement
+from medgen.evaluation.training_set import read_targets
 from medgen.evaluation.work import AIR, Progress, Work
 from medgen.metrics.decisions import auroc
 from medgen.metrics.detection import best_dice
@@ -196,15 +197,24 @@ def _map(work: Work, found: Images, first: int) -> tuple[Tensor, Tensor]:
 def _maps(work: Work, found: Images) -> tuple[dict[str, Tensor], Tensor]:
     """Method -> (N, *S), the higher the less usual; and what the prior makes of the images."""
     parts = [_map(work, found, first) for first in range(0, len(found.x), BATCH)]
-    usual = work.reals("train") if "train" in work.manifest.splits else None
+    usual = _usual(work) if "train" in work.manifest.splits else None
     middle = torch.stack([x[0][body].median() for x, body in zip(found.x, found.body, strict=True)])
     maps = {"prior": torch.cat([residual for residual, _ in parts])}
     maps["intensity"] = (found.x[:, 0] - middle.reshape(-1, *[1] * (found.x.ndim - 2))).abs()
-    if usual is not None and usual.shape[1:] == found.x.shape[1:]:
-        maps["mean image"] = (found.x - usual.mean(0)).abs().mean(1)
+    if usual is not None and usual.shape == found.x.shape[1:]:
+        maps["mean image"] = (found.x - usual).abs().mean(1)
     maps["blurred"] = torch.stack([(x[0] - smoothed(x[0], BLUR, b)).abs() for x, b in zip(found.x, found.body, strict=True)])
     smooth = {name: torch.stack([smoothed(m, SMOOTH, b) for m, b in zip(v, found.body, strict=True)]) for name, v in maps.items()}
     return smooth, torch.cat([mean for _, mean in parts])
+
+
+def _usual(work: Work) -> Tensor:
+    """(C, *S) the mean training image."""
+    images, _ = read_targets(work, "train")
+    total = images[0].double()
+    for number in range(1, len(images)):
+        total += images[number]
+    return (total / len(images)).float()
 
 
 def _scores(values: Tensor, found: Images) -> tuple[Estimate, Estimate, dict[str, float]]:

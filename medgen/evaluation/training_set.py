@@ -50,10 +50,11 @@ class TrainingSet:
 
 
 class Still(Sequence[Case]):
-    """Cases that are read when they are asked for and stay the same: windows of volumes are centred, in all splits alike."""
+    """Cases that are read when they are asked for and stay the same: windows of volumes are centred, in all splits alike, or (not
+    `centred`) where training has them."""
 
-    def __init__(self, cases: Cases):
-        if getattr(cases, "anywhere", False):
+    def __init__(self, cases: Cases, centred: bool = True):
+        if centred and getattr(cases, "anywhere", False):
             cases.anywhere = cases.varies = False
         self.whole = cases
 
@@ -116,6 +117,12 @@ class Targets(Sequence[Tensor]):
     def __getitem__(self, index: int) -> Tensor:
         case = self.cases[index]
         return torch.from_numpy(np.concatenate([case[c] for c in self.channels])).float()
+
+
+def read_targets(work: Work, split: str) -> tuple[Targets, list[str]]:
+    """The target's images of a split of the manifest as training sees them, and the subject of each."""
+    cases = Still(work.data.split(split), centred=False)
+    return Targets(work, cases), cases.subjects
 
 
 def batches(work: Work, cases: Sequence[Case], numbers: Sequence[int] | None = None, size: int = 8) -> Iterator[dict[str, Any]]:

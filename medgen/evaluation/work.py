@@ -221,10 +221,6 @@ class Work:
         """The target's images of a split as training sees them: (N, C, *S)."""
         return real_images(self.data, split, self.model.task.target)
 
-    def subjects(self, split: str) -> list[str]:
-        """The subject of each of `reals`."""
-        return list(self.data.split(split).subjects)
-
     @cached_property
     def data(self) -> FileData:
         """The manifest as the model's own training would read its targets."""
