@@ -114,6 +114,23 @@ def test_a_prior_that_knows_the_usual_finds_the_unusual(work):
     assert told.worst[0][0] in ("s0", "s1", "s2") and told.figures[0].picture.ndim == 3
 
 
+def test_processes_share_the_maps_and_find_what_is_made(work, monkeypatch):
+    whole = anomaly.section(work(Gaussian(pattern()), samples=3))
+    monkeypatch.setattr(anomaly, "BATCH", 1)
+    asked, denoise = [], Gaussian.denoise
+    monkeypatch.setattr(Gaussian, "denoise", lambda self, *given: asked.append(len(given[0])) or denoise(self, *given))
+    each = 0
+    for place, images in ((0, 2), (1, 1)):
+        asked.clear()
+        anomaly.prepare(work(Gaussian(pattern()), place=place, places=2), lambda done, of: None)
+        each = each or len(asked) // 2
+        assert len(asked) == images * each > 0
+    asked.clear()
+    told = anomaly.section(work(Gaussian(pattern())))
+    assert not asked, "all maps were there"
+    assert told.numbers["prior"]["auroc"].value == pytest.approx(whole.numbers["prior"]["auroc"].value, abs=0.01)
+
+
 def test_a_prior_that_expects_the_lesion_everywhere_is_bad(work):
     told = anomaly.section(work(Gaussian(-0.4)))
     assert told.numbers["prior"]["auroc"].value < 0.3 and told.level == Level.BAD

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from test_training import TINY
 
 from medgen.cli.train import main
@@ -16,6 +17,7 @@ from medgen.core.errors import MedgenError
 from medgen.data.files import FileData
 from medgen.data.module import DataModule
 from medgen.data.phantom.export import write_phantoms
+from medgen.models.diffusion import Diffusion
 
 ROOT = Path(__file__).parents[1]
 LATE = """
@@ -191,3 +193,39 @@ def test_a_stop_in_the_last_validation_is_told_and_is_no_success(tmp_path, monke
     assert (tmp_path / "run" / "checkpoints" / "last" / "model.safetensors").exists() and not (
         tmp_path / "run" / "checkpoints" / "best"
     ).exists()
+
+
+@pytest.mark.parametrize("training", [2, 4])
+def test_a_stop_is_obeyed_within_a_batch_of_a_validation(tmp_path, monkeypatch, capsys, training):
+    """A signal at the network's third call of a sampler that makes hundreds: there is no fourth, and what is saved are the weights and
+    averages of a run that nothing stopped."""
+    calls, sample = [], Diffusion.sample
+
+    def counted(self, condition, shape, rng):
+        def count(module, given, made):
+            calls.append(1)
+            if len(calls) == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        handle = self.network.register_forward_hook(count)
+        try:
+            return sample(self, condition, shape, rng)
+        finally:
+            handle.remove()
+
+    settings = ["model=diffusion", "sampler.steps=200", "training.validate_every=2", "training.validate_batches=2"]
+    settings += [f"training.steps={training}", "training.save_every=100"]
+    monkeypatch.setattr(Diffusion, "sample", counted)
+    with pytest.raises(SystemExit) as end:
+        main([*TINY, *settings, f"run={tmp_path / 'run'}"])
+    said = capsys.readouterr()
+    assert end.value.code == 130 and len(calls) == 3
+    assert ("stopped in the validation after the last step" if training == 2 else "stopped at step 2 of 4; saved") in said.out
+    assert not (tmp_path / "run" / "checkpoints" / "best").exists() and not list((tmp_path / "run").glob("samples/*"))
+    monkeypatch.undo()
+    whole, last = tmp_path / "whole", "checkpoints/last/training.pt"
+    main([*TINY, *settings, "sampler.steps=2", "training.steps=2", f"run={whole}"])
+    two, one = (torch.load(folder / last, weights_only=True) for folder in (tmp_path / "run", whole))
+    for kind in ("model", "ema"):
+        values = [state[kind]["shadow"] if kind == "ema" else state[kind] for state in (one, two)]
+        assert values[0].keys() == values[1].keys() and all(torch.equal(value, values[1][name]) for name, value in values[0].items())

@@ -170,6 +170,7 @@ def test_a_row_without_any_file_and_a_blank_that_was_not_expected_are_refused(st
 def test_unpaired_channels_come_from_another_case_anew_every_time(stacks):
     cases = data(stacks, options=Options(min_foreground=0, cut=Cut(unpaired=["t2"]))).split("train")
     assert len(cases) == 5 * 6 and cases.varies  # s5 has no t1
+    assert cases.subjects == [cases.case(i, np.random.default_rng(0))["subject"] for i in range(len(cases))]
     drawn = [cases.case(7, np.random.default_rng(n)) for n in range(300)]
     assert {round(stored(case, "t1"), 3) for case in drawn} == {11.0}
     subjects = Counter(int(stored(case, "t2") // 10) for case in drawn)

@@ -2,6 +2,8 @@
 
 import json
 import math
+import weakref
+from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -14,12 +16,13 @@ from scipy import stats
 from medgen.core.contract import Contract
 from medgen.core.errors import MedgenError
 from medgen.core.model import Loss, Moments
+from medgen.data.cases import Cutter
 from medgen.data.manifest import Manifest
 from medgen.data.phantom.source import PhantomData
-from medgen.evaluation import privacy
+from medgen.evaluation import imagesets, nearest, privacy, samples
 from medgen.evaluation.membership import attack
-from medgen.evaluation.section import Level
-from medgen.evaluation.training_set import TrainingSet, batches, training_set
+from medgen.evaluation.section import Level, plain
+from medgen.evaluation.training_set import Targets, TrainingSet, batches, training_set
 from medgen.evaluation.work import Work
 from medgen.inference import Pretrained
 from medgen.metrics.feature import describe
@@ -88,25 +91,48 @@ def test_a_copy_is_near_to_one_subject_and_a_blurred_image_to_all():
     draw = torch.Generator().manual_seed(0)
     training, new = torch.randn(40, 1, 32, 32, generator=draw), torch.randn(20, 1, 32, 32, generator=draw)
     subjects = [f"s{i // 2}" for i in range(40)]
-    copies = nearest_training(training[[7, 3]], training, subjects)
+    copies = nearest_training(training[[7, 3]], [(training, subjects)])
     assert copies.rows.tolist() == [7, 3] and copies.distances.tolist() == [0, 0] and copies.relative.tolist() == [0, 0]
-    noisy = nearest_training(training[[7]] + 0.1, training, subjects)
+    noisy = nearest_training(training[[7]] + 0.1, [(training, subjects)])
     assert float(noisy.distances) == pytest.approx(0.1, rel=1e-4) and float(noisy.relative) == pytest.approx(0.1 / math.sqrt(2), rel=0.05)
-    blurred = nearest_training(0.01 * new, training, subjects)
-    fresh = nearest_training(new, training, subjects)
+    blurred = nearest_training(0.01 * new, [(training, subjects)])
+    fresh = nearest_training(new, [(training, subjects)])
     assert blurred.distances.mean() / fresh.distances.mean() == pytest.approx(1 / math.sqrt(2), abs=0.02)
     assert blurred.distances.max() < fresh.distances.min(), "by plain distance blur looks like a copy"
     assert memorised(blurred.relative.tolist(), fresh.relative.tolist()).p > 0.5
     with pytest.raises(MedgenError, match="at least two subjects"):
-        nearest_training(new, training, ["s"] * 40)
+        nearest_training(new, [(training, ["s"] * 40)])
 
 
 def test_the_nearest_images_of_others_are_one_of_each_other_subject():
     training = torch.tensor([[0.0], [0.1], [1.0], [1.1], [2.0], [5.0]])
-    found = nearest_training(torch.tensor([[0.0]]), training, ["a", "a", "b", "b", "c", "d"])
+    found = nearest_training(torch.tensor([[0.0]]), [(training, ["a", "a", "b", "b", "c", "d"])])
     assert float(found.distances) == 0
-    found = nearest_training(torch.tensor([[0.6]]), training, ["a", "a", "b", "b", "c", "d"])
+    found = nearest_training(torch.tensor([[0.6]]), [(training, ["a", "a", "b", "b", "c", "d"])])
     assert float(found.relative) == pytest.approx(0.4 / np.mean([0.5, 1.4, 4.4]), rel=1e-5)
+
+
+@pytest.mark.parametrize("sizes", [(60,), (1,) * 60, (7, 20, 3, 30)])
+def test_the_nearest_images_do_not_depend_on_how_the_training_set_is_cut(sizes):
+    """Against all distances at once; the images of a subject lie in several blocks, and one image is there twice."""
+    rng = np.random.default_rng(0)
+    training, images = rng.normal(size=(60, 40)).astype(np.float32), rng.normal(size=(9, 40)).astype(np.float32)
+    images[4], training[50] = training[31], training[12]
+    owners = np.array([f"s{i}" for i in rng.permutation(60) % 11])
+    squares = ((images[:, None].astype(float) - training) ** 2).mean(2)
+    rows = squares.argmin(1)
+    least = np.stack([squares[:, owners == name].min(1) for name in np.unique(owners)], 1)
+    least[np.unique(owners)[None] == owners[rows][:, None]] = np.inf
+    others = np.sqrt(np.sort(least, 1)[:, :5]).mean(1)
+    ends = np.cumsum(sizes)
+    blocks = [(torch.from_numpy(training[end - n : end]), owners[end - n : end].tolist()) for n, end in zip(sizes, ends, strict=True)]
+    found = nearest_training(torch.from_numpy(images), blocks)
+    assert found.rows.tolist() == rows.tolist() and found.rows[4] == 31 and found.distances[4] == 0
+    np.testing.assert_allclose(found.distances, np.sqrt(squares.min(1)), rtol=1e-12)
+    np.testing.assert_allclose(found.relative, np.sqrt(squares.min(1)) / others, rtol=1e-12)
+    blocks[-1][0][-1, 3] = torch.nan
+    with pytest.raises(MedgenError, match="NaN"):
+        nearest_training(torch.from_numpy(images), blocks)
 
 
 def test_the_interval_of_the_area_holds_the_truth():
@@ -129,6 +155,14 @@ def test_a_level_counts_by_its_order_and_not_by_its_size():
     plain = membership(*(s.tolist() for s in loss_scores(members, others))).auc
     scaled = membership(*(s.tolist() for s in loss_scores(members * torch.tensor([1000.0, 1]), others * torch.tensor([1000.0, 1])))).auc
     assert plain == scaled > 0.75
+
+
+def numbers_in(told, name: str = "") -> dict[str, float]:
+    """Every number of nested plain data, by its path."""
+    told = plain(told)
+    items = told.items() if isinstance(told, dict) else enumerate(told) if isinstance(told, list) else ()
+    inner = {path: value for key, item in items for path, value in numbers_in(item, f"{name}/{key}").items()}
+    return inner | ({name: float(told)} if isinstance(told, (int, float)) else {})
 
 
 SPACES = [Space("fixed feature", 0, describe)]
@@ -162,6 +196,62 @@ def test_the_perfect_model_of_the_law_passes(gaussian):
     assert low < 0.5 < high
     assert list(found.numbers["copies"]) == ["pixels", "fixed feature"]
     assert found.numbers["compared"] == "the train split of list.csv (24 subjects) against its split test"
+
+
+@pytest.fixture
+def most(monkeypatch):
+    """How many images that were read, as cases or as tensors, were there at once; blocks hold four, and ten are sought at once."""
+    alive, most = Counter(), Counter()
+
+    def watched(kind, item):
+        alive[kind] += 1
+        most[kind] = max(most[kind], alive[kind])
+        weakref.finalize(item, lambda: alive.subtract([kind]))
+        return item
+
+    plane, target = Cutter.plane, Targets.__getitem__
+    monkeypatch.setattr(Cutter, "plane", lambda *given: {k: watched(k, v.copy()) if k == "image" else v for k, v in plane(*given).items()})
+    monkeypatch.setattr(Targets, "__getitem__", lambda *given: watched("target", target(*given)))
+    monkeypatch.setattr(nearest, "BLOCK", 4 * 4 * SIDE**2)
+    monkeypatch.setattr(nearest, "HELD", 10 * 8 * SIDE**2)
+    return most
+
+
+def test_few_training_images_are_held_at_once(gaussian, most):
+    folder, path, training = gaussian
+    privacy.section(work(folder, Memoriser(training), path, 24), SPACES)
+    assert most == {"image": 8, "target": 5}, "a batch of the membership test; a block and one image"
+    most.clear()
+    setting = work(folder, Memoriser(training), path, 24)
+    setting.reals = lambda split: pictures(24, 1)  # held-out images are kept
+    samples.section(setting)
+    assert most == {"image": 1, "target": 8}, "those beside the samples in the picture"
+
+
+def test_blocks_change_no_number(gaussian, request):
+    folder, path, training = gaussian
+    made = work(folder, Memoriser(training), path, 24)
+    parts = (lambda: privacy.section(made, SPACES), lambda: samples.section(made))
+    whole = [part() for part in parts]
+    request.getfixturevalue("most")
+    for before, after in zip(whole, (part() for part in parts), strict=True):
+        assert len(after.figures) == len(before.figures) and after.worst == before.worst
+        assert numbers_in(after.numbers) == pytest.approx(numbers_in(before.numbers), rel=1e-9)
+
+
+def test_images_of_a_set_are_chosen_before_they_are_read():
+    class Read(list):
+        read = 0
+
+        def __getitem__(self, index):
+            self.read += 1
+            return super().__getitem__(index)
+
+    images = Read(torch.full((1, 2, 2), float(i)) for i in range(50))
+    units = [f"s{i // 2}" for i in range(50)]
+    some = imagesets.Images(images, units).of({f"s{i}" for i in range(20)}).some(10, 0)
+    assert images.read == len(some) == 10
+    assert [units[int(image.mean())] for image in some.images] == some.units
 
 
 def test_a_model_that_copies_now_and_then_is_caught():
@@ -210,7 +300,7 @@ class Answers(torch.nn.Module):
     def __init__(self, training: torch.Tensor, knows: bool):
         super().__init__()
         self.register_buffer("images", training)
-        self.knows = knows
+        self.register_buffer("knows", torch.tensor(knows))
 
     def sample(self, condition, shape, rng):
         off = torch.tensor([0.0 if self.knows and bool((self.images == x).flatten(1).all(1).any()) else 0.3 for x in condition.dense])
@@ -234,6 +324,28 @@ def test_a_model_that_answers_gives_its_training_set_away_by_its_error(gaussian,
     assert found.numbers["membership"]["score"] == score and not found.figures and "copies" not in found.verdict
     healthy = privacy.section(translation(folder, table, kind(training, False)))
     assert healthy.level == Level.GOOD and healthy.numbers["membership"]["auc"].value == pytest.approx(0.5, abs=0.1)
+
+
+def test_processes_share_what_the_membership_test_asks(gaussian, monkeypatch):
+    folder, path, training = gaussian
+    asked, denoise = [], Memoriser.denoise
+
+    def counted(self, x_t, *given):
+        asked.append(len(x_t))
+        return denoise(self, x_t, *given)
+
+    monkeypatch.setattr(Memoriser, "denoise", counted)
+    shares = []
+    for place in range(2):
+        asked.clear()
+        privacy.prepare(work(folder, Memoriser(training), path, 24, place=place, places=2), lambda done, of: None)
+        shares.append(sum(asked))
+    assert shares == [24 * 10, 24 * 10], "each half of 48 images, at 5 levels twice"
+    setting = work(folder, Memoriser(training), path, 24)
+    setting.drawn()
+    asked.clear()
+    found = privacy.section(setting, SPACES)
+    assert not asked and found.numbers["membership"]["auc"].value == 1.0
 
 
 def test_samples_of_a_model_without_a_loss_give_away_what_they_are_near_to(gaussian):
@@ -272,6 +384,7 @@ def test_the_run_tells_which_images_it_was_trained_on(gaussian):
     assert drawn.sure and "other subjects" in drawn.told and len(drawn.cases("train")) == 6 and len(drawn.cases("test")) == 2 * 16
     own = PhantomData(["t1"], (16, 16), {"train": 3}, 2).split("train").case(0, None)
     assert np.array_equal(drawn.cases("train")[0]["t1"], own["t1"])
+    assert drawn.cases("test").subjects == [case["subject"] for case in drawn.cases("test")]
     files = {"_target_": "medgen.data.files.FileData", "manifest": str(path), "channels": {"image": {"name": "identity"}}, "size": [16, 16]}
     read = told({**files, "slice_axis": None, "options": {"_target_": "medgen.data.options.Options", "keep": None}})
     assert not read.sure, "options that cannot be built: the manifest is asked, and the contract names others"
@@ -323,9 +436,10 @@ def test_a_condition_that_nobody_tells_is_asked_for_and_a_given_one_is_used(gaus
     folder, path, _ = gaussian
     setting = work(folder, Population(), path, 24)
     setting.model.task = Synthesis(["image"], FeatureDistance(), attributes={"age": 0})
-    cases = training_set(setting).cases("train")[:3]
+    cases = training_set(setting).cases("train")
     with pytest.raises(MedgenError, match="do not tell 'age'"):
         next(batches(setting, cases))
     setting.given = {"age": 40}
-    (batch,) = batches(setting, cases)
+    (batch,) = batches(setting, cases, [0, 5, 7])
+    assert torch.equal(batch["image"][1], torch.as_tensor(cases[5]["image"].copy()))
     assert batch["age"].tolist() == [40.0] * 3 and batch["image"].shape == (3, 1, SIDE, SIDE)

@@ -302,7 +302,20 @@ def test_evaluate_shares_the_work(server, tmp_path, choice):
     heads = {f"s{i}": stripped(i, low=10, high=400, air=0) for i in range(6)}
     table = manifest(tmp_path, heads)
     table.write_text("".join(line.replace(",test,", ",train," if i < 3 else ",test,", 1) for i, line in enumerate(table.open())))
-    common = ["evaluate", str(tmp_path / "run"), "--data", str(table), "-n", "5", "--device", "cpu", "--parts", "pixel", "samples"]
+    common = [
+        "evaluate",
+        str(tmp_path / "run"),
+        "--data",
+        str(table),
+        "-n",
+        "5",
+        "--device",
+        "cpu",
+        "--parts",
+        "pixel",
+        "samples",
+        "hallucination",
+    ]
     main([*common, "-o", str(tmp_path / "one")])
     first, second = together(server, command, [*common, "-o", str(tmp_path / "two")], world=3)[:2]
     assert first[0] == second[0] == 0 and "written: " in first[1] and not second[1]

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from medgen.core.volume import Volume
 from medgen.data.manifest import Manifest
 from medgen.evaluation import calibration, hallucination, probes
 from medgen.evaluation.cost import Calls
+from medgen.evaluation.parts import PARTS, chosen, measured, prepare
 from medgen.evaluation.section import Level
 from medgen.evaluation.work import Work
 from medgen.inference import Pretrained
@@ -207,6 +209,47 @@ def test_changed_cases_are_run_once_and_not_at_all_in_a_hurry(work):
         assert calls.count == 8
     quick = hallucination.section(work(Model(), quick=True))
     assert set(quick.numbers["lesions"]) == {"there"} and quick.numbers["changed_cases"] == 0
+
+
+def test_processes_share_the_runs_with_changed_lesions_and_an_interrupted_one_goes_on(work):
+    setting, told = work(Model()), []
+    ranks = [replace(setting, place=place, places=2) for place in range(2)]
+    with Calls(setting.model.model) as calls:
+        for rank in ranks:
+            rank.make_all()
+        assert calls.count == 4
+        for i, rank in enumerate(ranks, 1):
+            prepare(rank, chosen(["hallucination", "calibration"]), lambda *said: told.append(said))
+            assert calls.count == 4 + 2 * i
+        assert told == [("hallucination", 1, 2), ("hallucination", 2, 2)] * 2
+        hallucination.section(ranks[0])
+        assert calls.count == 8, "rank 0 has nothing left to run"
+    fourth = work(Model())
+    fourth.make_all()
+
+    def stopped(name, done, of):
+        if done == 3:
+            raise KeyboardInterrupt
+
+    with Calls(fourth.model.model) as calls:
+        with pytest.raises(KeyboardInterrupt):
+            prepare(fourth, chosen(["hallucination"]), stopped)
+        assert calls.count == 3
+        hallucination.section(fourth)
+        assert calls.count == 4
+
+
+def test_what_fails_while_it_is_shared_is_told_by_its_part_and_the_others_go_on(work):
+    setting = work(Model(), draws=2)
+    setting.make_all()
+
+    def broken(image, rng):
+        raise ValueError("on purpose")
+
+    setting.model.model.fault = broken
+    prepare(setting, PARTS, lambda *said: None)
+    by_name = {section.name: section for section in measured(setting, chosen(["hallucination", "calibration"]))}
+    assert "ValueError: on purpose" in by_name["hallucination"].skipped and by_name["calibration"].numbers["deterministic"]
 
 
 def test_samples_have_no_truth(work):

@@ -15,6 +15,7 @@ from medgen.data.manifest import Manifest
 from medgen.data.readers import read
 from medgen.evaluation.cost import Calls
 from medgen.evaluation.section import Estimate, Level, Section, skipped
+from medgen.evaluation.training_set import read_targets
 from medgen.evaluation.work import Work, network_units
 from medgen.inference import Pretrained
 from medgen.metrics.monitor import PSNR, FeatureDistance
@@ -148,7 +149,8 @@ def test_processes_share_the_cases_and_the_samples(work):
 def test_real_images_are_those_that_training_sees(work):
     setting = work(Synthesis(["t2"], FeatureDistance()))
     reals = setting.reals("train")
-    assert reals.shape == (12, 1, 12, 10) and setting.subjects("train") == ["s3"] * 6 + ["s4"] * 6
+    assert reals.shape == (12, 1, 12, 10) and read_targets(setting, "train")[1] == ["s3"] * 6 + ["s4"] * 6
+    assert torch.equal(torch.stack(list(read_targets(setting, "train")[0])), reals)
     np.testing.assert_allclose(reals[0, 0], np.random.default_rng(3).uniform(0, 100, SHAPE)[..., 0] / 50 - 1, atol=1e-5)
 
 

@@ -16,7 +16,7 @@ from medgen.data.manifest import Manifest
 from medgen.evaluation.card import checks
 from medgen.evaluation.document import PLAIN, document, free_paths, write
 from medgen.evaluation.page import cautions, page
-from medgen.evaluation.parts import chosen, measured
+from medgen.evaluation.parts import chosen, measured, prepare
 from medgen.evaluation.spaces import asked
 from medgen.evaluation.work import Work
 from medgen.training import ranks
@@ -36,6 +36,7 @@ def run(options: argparse.Namespace) -> None:
         print(f"going on with what was made before: {work.kept}", flush=True)
     with bars() as told, ranks.agreed():
         work.make_all(lambda done, of: told("samples" if work.kind == "synthesis" else "answers", done, of))
+        prepare(work, parts, told)
     ranks.wait()
     if ranks.rank():
         return

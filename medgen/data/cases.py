@@ -155,6 +155,10 @@ class RowCases:
         """What is said of each row, for each case."""
         return np.repeat(np.asarray(of_row)[self.rows.row], np.diff(self.ends, prepend=0))
 
+    @property
+    def subjects(self) -> list[str]:
+        return self.told([extra["subject"] for extra in self.rows.extra]).tolist()
+
     def classes(self, name: str) -> np.ndarray:
         """The value of an attribute of each case.
 
@@ -255,6 +259,12 @@ class Unpaired:
         case = self.cases.case(int(self.first[index]), rng)
         other = self.cases.case(int(self.second[rng.integers(len(self.second))]), rng)
         return case | {name: other[name] for name in self.names if name in other}
+
+    @property
+    def subjects(self) -> list[str]:
+        """Of the first kind."""
+        own = self.cases.subjects
+        return [own[index] for index in self.first]
 
     def classes(self, name: str) -> np.ndarray:
         """The value of an attribute of each case, which is that of the first kind."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,6 +21,7 @@ class Cases(Protocol):
         "subject": str.
     """
 
+    subjects: Sequence[str]  # of each case
     varies: bool  # whether `case` uses its random numbers: a case then looks different in every epoch
 
     def __len__(self) -> int: ...

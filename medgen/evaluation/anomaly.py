@@ -18,12 +18,14 @@ from medgen.core.picture import gray, upright
 from medgen.core.random import Rng
 from medgen.data.files import FileData
 from medgen.data.options import Keep, Options
+from medgen.evaluation.made import digest
 from medgen.evaluation.masks import body_mask
 from medgen.evaluation.pictures import lettered, small
 from medgen.evaluation.probes import lesion_map, spread
 from medgen.evaluation.section import Estimate, Figure, Section, Table, skipped
 from medgen.evaluation.section import Level as Judgement
-from medgen.evaluation.work import AIR, Work
+from medgen.evaluation.training_set import read_targets
+from medgen.evaluation.work import AIR, Progress, Work
 from medgen.metrics.decisions import auroc
 from medgen.metrics.detection import best_dice
 from medgen.metrics.lesions import grown, smoothed
@@ -34,6 +36,7 @@ NAME, TITLE = "anomaly", "Anomalies found by the prior"
 RATIO, STEPS, DRAWS = 0.5, 8, 4  # noise over signal that is added, steps back, and how often
 SMOOTH, BLUR = 1.0, 4.0  # voxels: every map is smoothed by the first; the second is the yardstick's
 SUBJECTS, SLICES = 16, 4  # with a lesion, and images of each
+BATCH = 8  # images at once
 CHANCE = 0.5
 RULE = (
     "good: the interval of the prior's AUROC lies above 0.5, and that of its difference to the best yardstick's above 0; bad: one of them "
@@ -112,18 +115,11 @@ class Images:
 
 def section(work: Work) -> Section:
     """AUROC and best Dice of the prior's residual maps against known lesions, beside yardsticks that need no model."""
-    name, task = lesion_map(work), work.model.task
-    if work.kind != "synthesis":
-        return skipped(NAME, TITLE, "Anomaly maps are for priors: models that make images from nothing.")
-    if reason := unfit(work.model.model):
-        return skipped(NAME, TITLE, f"{reason[0].upper()}{reason[1:]}.")
-    if not name:
-        return skipped(NAME, TITLE, "There are no known lesions to find: name a column with their label map, such as --labels lesion=2.")
-    if task.labels or set(task.attributes) - set(work.given):
-        return skipped(NAME, TITLE, f"The prior needs {', '.join({**task.labels, **task.attributes})}: give it by --set.")
-    found = images_with_lesions(work, name)
+    if reason := _unfit_here(work):
+        return skipped(NAME, TITLE, reason)
+    found = images_with_lesions(work, lesion_map(work))
     if found is None:
-        return skipped(NAME, TITLE, f"No image of split {work.split} has a lesion in '{name}'.")
+        return skipped(NAME, TITLE, f"No image of split {work.split} has a lesion in '{lesion_map(work)}'.")
     maps, healthy = _maps(work, found)
     scores = {method: _scores(values, found) for method, values in maps.items()}
     told = Section(NAME, TITLE, protocol=_protocol(work, found))
@@ -135,6 +131,29 @@ def section(work: Work) -> Section:
     told.worst = [(subject, f"AUROC {area:.2f}") for subject, area in own[:3]]
     told.figures = [_figure(work, found, maps["prior"], healthy, own)]
     return told
+
+
+def prepare(work: Work, progress: Progress) -> None:
+    """This process's share of the prior's maps, which the section then finds."""
+    found = None if _unfit_here(work) else images_with_lesions(work, lesion_map(work))
+    own = work.share(range(0, len(found.x), BATCH)) if found else ()
+    for done, first in enumerate(own, 1):
+        _map(work, found, first)
+        progress(done, len(own))
+
+
+def _unfit_here(work: Work) -> str:
+    """Why there are no anomaly maps in this evaluation; empty where there are."""
+    task = work.model.task
+    if work.kind != "synthesis":
+        return "Anomaly maps are for priors: models that make images from nothing."
+    if reason := unfit(work.model.model):
+        return f"{reason[0].upper()}{reason[1:]}."
+    if not lesion_map(work):
+        return "There are no known lesions to find: name a column with their label map, such as --labels lesion=2."
+    if task.labels or set(task.attributes) - set(work.given):
+        return f"The prior needs {', '.join({**task.labels, **task.attributes})}: give it by --set."
+    return ""
 
 
 def images_with_lesions(work: Work, name: str) -> Images | None:
@@ -161,24 +180,41 @@ def images_with_lesions(work: Work, name: str) -> Images | None:
     return Images(x, marked, body | marked, [case["subject"] for case in kept])
 
 
+def _map(work: Work, found: Images, first: int) -> tuple[Tensor, Tensor]:
+    """`anomaly_map` of a batch of images, from disk where it was made before."""
+    x = found.x[first : first + BATCH]
+    inputs = {name: torch.full((len(x),), float(work.given[name])) for name in work.model.task.attributes}
+    condition = work.model.task.condition(inputs).to(work.model.device) if inputs else None
+
+    def make() -> Tensor:
+        residual, mean = anomaly_map(work.model.model, x, work.seed + first, condition=condition)
+        return torch.cat([residual[:, None], mean], 1)
+
+    both = work.once(f"anomaly_{first:05d}_{digest(x, torch.tensor([RATIO, STEPS, DRAWS]))}", make)
+    return both[:, 0], both[:, 1:]
+
+
 def _maps(work: Work, found: Images) -> tuple[dict[str, Tensor], Tensor]:
     """Method -> (N, *S), the higher the less usual; and what the prior makes of the images."""
-    inputs = {name: torch.full((len(found.x),), float(work.given[name])) for name in work.model.task.attributes}
-    condition = work.model.task.condition(inputs).to(work.model.device) if inputs else None
-    parts = []
-    for first in range(0, len(found.x), 8):
-        rows = slice(first, first + 8)
-        own = None if condition is None else condition[rows]
-        parts.append(anomaly_map(work.model.model, found.x[rows], work.seed + first, condition=own))
-    usual = work.reals("train") if "train" in work.manifest.splits else None
+    parts = [_map(work, found, first) for first in range(0, len(found.x), BATCH)]
+    usual = _usual(work) if "train" in work.manifest.splits else None
     middle = torch.stack([x[0][body].median() for x, body in zip(found.x, found.body, strict=True)])
     maps = {"prior": torch.cat([residual for residual, _ in parts])}
     maps["intensity"] = (found.x[:, 0] - middle.reshape(-1, *[1] * (found.x.ndim - 2))).abs()
-    if usual is not None and usual.shape[1:] == found.x.shape[1:]:
-        maps["mean image"] = (found.x - usual.mean(0)).abs().mean(1)
+    if usual is not None and usual.shape == found.x.shape[1:]:
+        maps["mean image"] = (found.x - usual).abs().mean(1)
     maps["blurred"] = torch.stack([(x[0] - smoothed(x[0], BLUR, b)).abs() for x, b in zip(found.x, found.body, strict=True)])
     smooth = {name: torch.stack([smoothed(m, SMOOTH, b) for m, b in zip(v, found.body, strict=True)]) for name, v in maps.items()}
     return smooth, torch.cat([mean for _, mean in parts])
+
+
+def _usual(work: Work) -> Tensor:
+    """(C, *S) the mean training image."""
+    images, _ = read_targets(work, "train")
+    total = images[0].double()
+    for number in range(1, len(images)):
+        total += images[number]
+    return (total / len(images)).float()
 
 
 def _scores(values: Tensor, found: Images) -> tuple[Estimate, Estimate, dict[str, float]]:

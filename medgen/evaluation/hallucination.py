@@ -23,18 +23,19 @@ from medgen.evaluation.probes import (
     Look,
     answer,
     changed,
+    changed_cases,
     first_answer,
     lesion_map,
     look_of,
     outcome,
     radii,
     sites,
-    spread,
     there,
+    tried,
     voxel,
 )
 from medgen.evaluation.section import Estimate, Level, Section, Table, skipped
-from medgen.evaluation.work import Work
+from medgen.evaluation.work import Progress, Work
 from medgen.metrics.detection import rate
 from medgen.metrics.lesions import HALF
 from medgen.metrics.statistics import summarise
@@ -85,7 +86,7 @@ def section(work: Work) -> Section:
         return skipped(NAME, TITLE, "An image from nothing has no truth in which a structure could be missing or too many.")
     name = lesion_map(work)
     look = look_of(work, name)
-    runs = [] if work.quick else spread(len(work), CASES)
+    runs = changed_cases(work)
     seen = [_seen(work, number, name, look, number in runs) for number in range(len(work))]
     told = Section(NAME, TITLE, protocol=protocol(work, name, look, len(runs)))
     lesions = [found for one in seen for found in one.found]
@@ -97,6 +98,17 @@ def section(work: Work) -> Section:
     told.worst = _worst(seen)
     told.figures = _figures(work, seen, name, look)
     return told
+
+
+def prepare(work: Work, progress: Progress) -> None:
+    """This process's share of the runs with changed lesions, which the section then finds."""
+    if work.kind == "synthesis":
+        return
+    name = lesion_map(work)
+    look, own = look_of(work, name), work.share(changed_cases(work))
+    for done, number in enumerate(own, 1):
+        tried(work, work.case(number), name, look)
+        progress(done, len(own))
 
 
 def protocol(work: Work, name: str, look: Look | None, runs: int) -> dict[str, str]:
@@ -140,9 +152,8 @@ def _seen(work: Work, number: int, name: str, look: Look | None, run: bool) -> S
     image = first_answer(work, case)
     found = there(case, name, image)
     if run:
-        change = changed(work, case, name, look)
-        if change.added or change.removed:
-            found += outcome(case, change, image, answer(work, change.case))
+        again = tried(work, case, name, look)
+        found += outcome(case, again[0], image, again[1]) if again else []
     spacing = voxel(work, case)
     scan = structures(image, case, radii(case, spacing), CONTRAST)
     largest = (scan.false or scan.lost or [None])[0]

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.utils.data import Subset
 
 from medgen.core.errors import MedgenError
 from medgen.core.random import generator
 from medgen.evaluation.pictures import heights
+from medgen.evaluation.training_set import read_targets
 from medgen.evaluation.work import Case, Work
 
 FEWEST = 20  # subjects, and samples
@@ -21,9 +23,9 @@ NOTHING = -1.0  # network units of no signal, where an image is padded
 
 @dataclass(frozen=True)
 class Images:
-    """Images (N, C, *S) in network units, and the subject (of samples: the sample) that each is of."""
+    """Images (N, C, *S) in network units, or what reads each (C, *S); and the subject (of samples: the sample) that each is of."""
 
-    images: Tensor
+    images: Tensor | Sequence[Tensor]
     units: Sequence[str]
 
     def __len__(self) -> int:
@@ -34,15 +36,13 @@ class Images:
         return len(set(self.units))
 
     def some(self, most: int, seed: int) -> Images:
-        """All, or `most` at random."""
-        if len(self) <= most:
-            return self
-        rows = sorted(generator(seed).permutation(len(self))[:most].tolist())
-        return Images(self.images[rows], [self.units[row] for row in rows])
+        """All, or `most` at random, read."""
+        rows = range(len(self)) if len(self) <= most else sorted(generator(seed).permutation(len(self))[:most].tolist())
+        return Images(torch.stack([self.images[row] for row in rows]), [self.units[row] for row in rows])
 
     def of(self, subjects: set[str]) -> Images:
         rows = [row for row, unit in enumerate(self.units) if unit in subjects]
-        return Images(self.images[rows], [self.units[row] for row in rows])
+        return Images(Subset(self.images, rows), [self.units[row] for row in rows])
 
 
 @dataclass(frozen=True)
@@ -76,13 +76,13 @@ def image_sets(work: Work) -> ImageSets:
 
 
 def _of_samples(work: Work) -> ImageSets:
-    held = Images(work.reals(work.split), work.subjects(work.split))
+    held = Images(*read_targets(work, work.split))
     _enough(held.subjects, f"subjects in split '{work.split}'")
     _enough(work.samples, "samples", "; draw more with -n")
     drawn = work.drawn()
     made = Images(drawn, [f"sample {i + 1}" for i in range(len(drawn))])
     if "train" in work.manifest.splits and work.split != "train":
-        reference = Images(work.reals("train"), work.subjects("train"))
+        reference = Images(*read_targets(work, "train"))
         if reference.subjects >= FEWEST:
             told = f"samples, and as many images of the training split, against split '{work.split}'"
             return ImageSets(made, reference, held, told)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -37,6 +38,12 @@ class Made:
     cost: Cost = field(default_factory=Cost)
 
 
+def summed(draws: Tensor) -> dict[str, Any]:
+    """Mean and standard deviation of draws (D, C, *S)."""
+    std = draws.std(0, keepdim=True) if len(draws) > 1 else None
+    return {"image": draws.mean(0, keepdim=True), "std": std, "draws": draws if len(draws) > 1 else None}
+
+
 def save(path: Path, made: Made) -> None:
     """Whole or not at all."""
     arrays = {name: value.numpy() for name, value in vars(made).items() if isinstance(value, Tensor)}
@@ -51,6 +58,14 @@ def load(path: Path, draws: bool = False, images: bool = True) -> Made:
         wanted = [name for name in file.files if name != "told" and (draws or name != "draws")]
         arrays = {name: torch.from_numpy(file[name]) for name in wanted} if images else {"image": torch.empty(0)}
         return Made(**arrays, residual=told["residual"], cost=Cost(**told["cost"]))
+
+
+def digest(*tensors: Tensor) -> str:
+    """Of their values, for the name of what is made of them."""
+    found = hashlib.sha256()
+    for tensor in tensors:
+        found.update(tensor.contiguous().numpy().tobytes())
+    return found.hexdigest()[:12]
 
 
 def written(path: Path, write: Callable[[Any], None]) -> None:

@@ -14,16 +14,17 @@ from medgen.core.levels import LogNormal
 from medgen.core.model import Example
 from medgen.core.random import Rng
 from medgen.core.tensors import flatten_mean
-from medgen.data.source import Case
+from medgen.evaluation.made import digest
 from medgen.evaluation.section import Estimate
-from medgen.evaluation.training_set import batches
-from medgen.evaluation.work import Work
+from medgen.evaluation.training_set import Still, batches
+from medgen.evaluation.work import Progress, Work
 from medgen.metrics.feature import nearest_distances
 from medgen.metrics.privacy import Membership, loss_scores, membership
 from medgen.metrics.statistics import subject_means
 
 LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)  # quantiles of the noise levels that the model was trained on
 DRAWS = 2  # of noise at each level
+BATCH = 8  # images at once
 PER_SUBJECT, SUBJECTS = 4, 64  # images of a subject and subjects of a kind that are tried, spread evenly
 DENOISING = "squared error of denoising"
 TRAINING = "training loss"
@@ -55,14 +56,14 @@ def estimate(found: Membership) -> Estimate:
     return Estimate(found.auc, found.interval, found.members + found.others, reason="" if found.interval else "one subject of a kind")
 
 
-def attack(work: Work, training: Sequence[Case], held_out: Sequence[Case], samples: Tensor | None = None) -> Attack:
+def attack(work: Work, training: Still, held_out: Still, samples: Tensor | None = None) -> Attack:
     """The strongest test that the model allows: by its loss where it has one for a single image, by its answer's error where it answers,
     by the distance to its nearest sample otherwise. A score is the mean over a subject's images; the unit is the subject.
     """
-    sets = [spread(cases) for cases in (training, held_out)]
+    sets = (training, held_out)
     score, names, measure = _measure(work, samples)
-    inside, outside = (torch.cat([measure(batch) for batch in batches(work, cases)]) for cases in sets)
-    owners = [[case["subject"] for case in cases] for cases in sets]
+    inside, outside = (torch.cat([_scored(work, measure, cases, part) for part in _parts(cases)]) for cases in sets)
+    owners = [[cases.subjects[number] for part in _parts(cases) for number in part] for cases in sets]
 
     def tested(a: Tensor, b: Tensor) -> Membership:
         scores = loss_scores(a, b)
@@ -72,13 +73,34 @@ def attack(work: Work, training: Sequence[Case], held_out: Sequence[Case], sampl
     return Attack(score, tested(inside, outside), columns)
 
 
-def spread(cases: Sequence[Case]) -> list[Case]:
-    """At most 4 images each of at most 64 subjects."""
-    by_subject: dict[str, list[Case]] = {}
-    for case in cases:
-        by_subject.setdefault(case["subject"], []).append(case)
+def score_share(work: Work, training: Still, held_out: Still, progress: Progress) -> None:
+    """This process's share of what the test asks the model, which `attack` then finds."""
+    score, _, measure = _measure(work, None)
+    own = work.share([(cases, part) for cases in (training, held_out) for part in _parts(cases)]) if score != DISTANCE else ()
+    for done, (cases, part) in enumerate(own, 1):
+        _scored(work, measure, cases, part)
+        progress(done, len(own))
+
+
+def _scored(work: Work, measure: Callable[[dict[str, Any]], Tensor], cases: Still, numbers: Sequence[int]) -> Tensor:
+    """(B, columns) of these cases, from disk where the model was asked before."""
+    (batch,) = batches(work, cases, numbers, BATCH)
+    told = digest(*(value for _, value in sorted(batch.items())), torch.tensor([*LEVELS, DRAWS]))
+    return work.once(f"membership_{told}", lambda: measure(batch))
+
+
+def _parts(cases: Still) -> list[list[int]]:
+    numbers = spread(cases.subjects)
+    return [numbers[first : first + BATCH] for first in range(0, len(numbers), BATCH)]
+
+
+def spread(subjects: Sequence[str]) -> list[int]:
+    """The numbers of at most 4 images each of at most 64 subjects."""
+    by_subject: dict[str, list[int]] = {}
+    for number, subject in enumerate(subjects):
+        by_subject.setdefault(subject, []).append(number)
     chosen = _evenly(list(by_subject.values()), SUBJECTS)
-    return [case for own in chosen for case in _evenly(own, PER_SUBJECT)]
+    return [number for own in chosen for number in _evenly(own, PER_SUBJECT)]
 
 
 def _evenly(items: list[Any], most: int) -> list[Any]:

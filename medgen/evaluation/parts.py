@@ -8,6 +8,7 @@ import io
 import json
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -30,11 +31,14 @@ class Part:
     name: its key in the JSON, and on the command line.
     place: module:function of `Work` to a `Section`, imported when the part is run.
     title: its heading where it cannot give one.
+    shares: whether it asks the model for more than answers or samples: its module's `prepare(work, progress)` makes this process's
+        share of that and keeps it on disk.
     """
 
     name: str
     place: str
     title: str
+    shares: bool = False
 
 
 PARTS = (
@@ -42,10 +46,10 @@ PARTS = (
     Part("samples", "medgen.evaluation.samples:section", "Samples at a glance"),
     Part("feature", "medgen.evaluation.feature:section", "Realism of the set"),
     Part("task", "medgen.evaluation.task:section", "Use for a task"),
-    Part("hallucination", "medgen.evaluation.hallucination:section", "Structure made up or missed"),
+    Part("hallucination", "medgen.evaluation.hallucination:section", "Structure made up or missed", shares=True),
     Part("calibration", "medgen.evaluation.calibration:section", "Does it know when it is wrong"),
-    Part("anomaly", "medgen.evaluation.anomaly:section", "Anomalies found by the prior"),
-    Part("privacy", "medgen.evaluation.privacy:section", "Copies of training data"),
+    Part("anomaly", "medgen.evaluation.anomaly:section", "Anomalies found by the prior", shares=True),
+    Part("privacy", "medgen.evaluation.privacy:section", "Copies of training data", shares=True),
     Part("shift", "medgen.evaluation.shift:section", "Other sites, scanners and people"),
 )
 
@@ -63,11 +67,20 @@ def chosen(names: Sequence[str] | None) -> tuple[Part, ...]:
     return PARTS if not names else tuple(part for part in PARTS if part.name in names)
 
 
+def prepare(work: Work, parts: Sequence[Part], told: Told) -> None:
+    """This process's share of what the parts ask the model beside `work.make_all`, so that they find it on disk. What fails here fails
+    again in its part, which says so."""
+    for part in parts:
+        if part.shares and not _path(work, part).exists():
+            with suppress(Exception):
+                import_module(part.place.partition(":")[0]).prepare(work, lambda done, of, name=part.name: told(name, done, of))
+
+
 def measured(work: Work, parts: Sequence[Part], told: Told | None = None) -> list[Section]:
     """Every part's section. One that is missing or fails is a section that says so, and is tried again next time."""
     sections = []
     for done, part in enumerate(parts, 1):
-        path = work.kept / f"{part.name}_{_facts(work)}.json"
+        path = _path(work, part)
         section = _restored(path) if path.exists() else _tried(work, part)
         if not path.exists() and "failed" not in section.numbers:
             _store(section, path)
@@ -75,6 +88,10 @@ def measured(work: Work, parts: Sequence[Part], told: Told | None = None) -> lis
         if told:
             told("parts", done, len(parts))
     return sections
+
+
+def _path(work: Work, part: Part) -> Path:
+    return work.kept / f"{part.name}_{_facts(work)}.json"
 
 
 def _tried(work: Work, part: Part) -> Section:

@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.util import find_spec
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -15,19 +16,21 @@ from torch import Tensor
 
 from medgen.core.errors import MedgenError
 from medgen.core.picture import gray
-from medgen.evaluation.membership import DISTANCE, Attack, attack, estimate
+from medgen.evaluation.membership import DISTANCE, Attack, attack, estimate, score_share
+from medgen.evaluation.nearest import nearest_in
 from medgen.evaluation.pictures import lettered, plane, seen, small
 from medgen.evaluation.plots import histogram
 from medgen.evaluation.section import Estimate, Figure, Level, Section, Table, skipped
-from medgen.evaluation.training_set import TrainingSet, targets, training_set
+from medgen.evaluation.training_set import Targets, TrainingSet, training_set
 from medgen.evaluation.work import Progress, Work
 from medgen.metrics.feature import describe
-from medgen.metrics.privacy import Memorised, Neighbours, memorised, nearest_training
+from medgen.metrics.privacy import Memorised, Neighbours, memorised
 from medgen.metrics.space import Space
 from medgen.metrics.statistics import holm
 
 NAME, TITLE = "privacy", "Copies of training data"
 ENCODERS = "medgen.evaluation.encoder"
+PIXELS = Space("pixels", 0, lambda images: images)
 QUANTILES = (0.05, 0.01)  # of held-out images; the first one is judged
 LEAST_TRAIN, LEAST_HELD_OUT, LEAST_SAMPLES = 5, 8, 16  # subjects, subjects, images
 COPIED = 0.05  # share of samples, beyond the false rate, that are surely copies: bad
@@ -81,15 +84,11 @@ def section(work: Work, spaces: Sequence[Space] | None = None, progress: Progres
         training, held_out = known.cases("train"), known.cases(known.held_out)
     except MedgenError as error:
         return skipped(NAME, TITLE, f"No privacy test: {error}")
-    counts = [len({case["subject"] for case in cases}) for cases in (training, held_out)]
-    if counts[0] < LEAST_TRAIN or counts[1] < LEAST_HELD_OUT:
-        found = f"{counts[0]} training and {counts[1]} held-out subjects are too few for a privacy test"
-        return skipped(NAME, TITLE, f"{found}: {LEAST_TRAIN} and {LEAST_HELD_OUT} are needed.")
-    if work.kind == "synthesis" and work.samples < LEAST_SAMPLES:
-        return skipped(NAME, TITLE, f"{work.samples} samples are too few for a privacy test: {LEAST_SAMPLES} are needed.")
+    owners = [cases.subjects for cases in (training, held_out)]
+    if few := _too_few(work, *owners):
+        return skipped(NAME, TITLE, few)
     made = work.drawn(progress) if work.kind == "synthesis" else None
-    images = [targets(work, cases) for cases in (training, held_out)]
-    owners = [[case["subject"] for case in cases] for cases in (training, held_out)]
+    images = [Targets(work, cases) for cases in (training, held_out)]
     found = [] if made is None else copies(made, *images, *owners, feature_spaces(work, spaces))
     try:
         told, reason = attack(work, training, held_out, made), ""
@@ -97,7 +96,7 @@ def section(work: Work, spaces: Sequence[Space] | None = None, progress: Progres
         told, reason = None, str(error)
     if not found and told is None:
         return skipped(NAME, TITLE, f"No privacy test: {reason}")
-    result = judged(found, told, known, counts)
+    result = judged(found, told, known, [len(set(subjects)) for subjects in owners])
     if reason:
         result.numbers["membership_skipped"] = reason
     if found:
@@ -105,6 +104,25 @@ def section(work: Work, spaces: Sequence[Space] | None = None, progress: Progres
         order = torch.argsort(found[0].made.relative)[:3].tolist()
         result.worst = [(f"sample {i}", _near(found[0], i)) for i in order if result.level in (Level.BAD, Level.WATCH)]
     return result
+
+
+def prepare(work: Work, progress: Progress) -> None:
+    """This process's share of what the test of membership asks the model, which the section then finds."""
+    known = training_set(work)
+    training, held_out = known.cases("train"), known.cases(known.held_out)
+    if not _too_few(work, training.subjects, held_out.subjects):
+        score_share(work, training, held_out, progress)
+
+
+def _too_few(work: Work, training: Sequence[str], held_out: Sequence[str]) -> str:
+    """What there is too little of, by the subjects of the images; empty where there is enough."""
+    counts = [len(set(subjects)) for subjects in (training, held_out)]
+    if counts[0] < LEAST_TRAIN or counts[1] < LEAST_HELD_OUT:
+        found = f"{counts[0]} training and {counts[1]} held-out subjects are too few for a privacy test"
+        return f"{found}: {LEAST_TRAIN} and {LEAST_HELD_OUT} are needed."
+    if work.kind == "synthesis" and work.samples < LEAST_SAMPLES:
+        return f"{work.samples} samples are too few for a privacy test: {LEAST_SAMPLES} are needed."
+    return ""
 
 
 def feature_spaces(work: Work, spaces: Sequence[Space] | None = None) -> list[Space]:
@@ -120,24 +138,34 @@ def feature_spaces(work: Work, spaces: Sequence[Space] | None = None) -> list[Sp
 
 
 def copies(
-    made: Tensor, training: Tensor, held_out: Tensor, owners: Sequence[str], others: Sequence[str], spaces: Sequence[Space]
+    made: Tensor,
+    training: Sequence[Tensor],
+    held_out: Sequence[Tensor],
+    owners: Sequence[str],
+    others: Sequence[str],
+    spaces: Sequence[Space],
 ) -> list[Copies]:
     """Samples and held-out images beside the training images, in pixels and in every space that takes them.
 
     Args:
-        made, training, held_out: (N, C, *S).
+        made: (N, C, *S).
+        training, held_out: images (C, *S), which are read when they are asked for and not kept.
         owners, others: the subjects of training and held-out images.
 
     Raises:
-        MedgenError: samples of another shape.
+        MedgenError: samples of another shape, values that are not finite.
     """
+    if made.shape[1:] != training[0].shape:
+        raise MedgenError(f"samples have shape {tuple(made.shape[1:])}, the training images {tuple(training[0].shape)}")
     found = []
-    for space in (Space("pixels", 0, lambda images: images), *spaces):
+    for space in (PIXELS, *spaces):
         try:
-            vectors = [space.features(images) for images in (training, held_out, made)]
+            both = nearest_in(space, chain(made, held_out), training, owners)
         except MedgenError:
+            if space is PIXELS:
+                raise
             continue
-        near, new = (nearest_training(part, vectors[0], owners) for part in (vectors[2], vectors[1]))
+        near, new = (Neighbours(*(column[part] for column in both)) for part in (slice(len(made)), slice(len(made), None)))
         rates = [
             {q: memorised(getattr(near, kind).tolist(), getattr(new, kind).tolist(), q, others) for q in QUANTILES}
             for kind in ("relative", "distances")
@@ -226,7 +254,7 @@ def _near(copy: Copies, i: int) -> str:
     return f"{float(copy.made.relative[i]):.2g} times as far from its nearest training image as from other subjects' nearest"
 
 
-def _figures(work: Work, found: Sequence[Copies], made: Tensor, training: Tensor) -> list[Figure]:
+def _figures(work: Work, found: Sequence[Copies], made: Tensor, training: Sequence[Tensor]) -> list[Figure]:
     """The samples most like a copy beside their nearest training images, and where all distances lie."""
     near = found[0].made
     order = torch.argsort(near.relative)[:SHOWN].tolist()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +15,7 @@ from medgen.core.neighbours import neighbour
 from medgen.core.random import generator
 from medgen.data.checks import one_plane
 from medgen.data.readers import read
-from medgen.evaluation.made import written
+from medgen.evaluation.made import digest
 from medgen.evaluation.task import LESIONS
 from medgen.evaluation.work import Case, Work
 from medgen.metrics.decisions import lesions
@@ -207,6 +206,17 @@ def changed(work: Work, case: Case, name: str, look: Look | None) -> Changed:
     return Changed(made, added, removed, known)
 
 
+def changed_cases(work: Work) -> list[int]:
+    """The cases that are run again with their lesions changed."""
+    return [] if work.quick else spread(len(work), CASES)
+
+
+def tried(work: Work, case: Case, name: str, look: Look | None) -> tuple[Changed, Tensor] | None:
+    """The changed case and the model's answer; None where no place was found for a lesion and there is none to remove."""
+    change = changed(work, case, name, look)
+    return (change, answer(work, change.case)) if change.added or change.removed else None
+
+
 def outcome(case: Case, change: Changed, before: Tensor, after: Tensor) -> list[Found]:
     """What became of the lesions of a change, from the model's answers (1, C, *S) before and after it."""
     found = []
@@ -230,25 +240,22 @@ def answer(work: Work, case: Case) -> Tensor:
 
     For a reconstruction the case's target is measured again, with the same noise.
     """
-    digest = hashlib.sha256(_given(case).numpy().tobytes()).hexdigest()[:12]
-    path = work.kept / f"changed_{case.number:05d}_{digest}.npy"
-    if not path.exists():
-        image = _reconstructed(work, case) if case.source is None else _translated(work, case)
-        written(path, lambda file: np.save(file, image))
-    return torch.from_numpy(np.load(path))
+    make = _reconstructed if case.source is None else _translated
+    return work.once(f"changed_{case.number:05d}_{digest(_given(case))}", lambda: make(work, case))
 
 
-def _translated(work: Work, case: Case) -> np.ndarray:
-    return work.model.predict(case.source[0].numpy(), work.seed, work.conditions(case.row))[None]
+def _translated(work: Work, case: Case) -> Tensor:
+    made = work.model.predict(case.source[0].numpy(), work.seed, work.conditions(case.row))
+    return torch.from_numpy(np.ascontiguousarray(made))[None]
 
 
-def _reconstructed(work: Work, case: Case) -> np.ndarray:
+def _reconstructed(work: Work, case: Case) -> Tensor:
     channel = work.model.task.target[0]
     rule, ends = work.model.contract.map_of(channel), case.ends[channel]
     grid = work.model.regridded(one_plane(read(work.manifest.file(case.row, channel)), channel))
     truth = grid.with_array(np.asarray(rule.inverse(case.target[0].numpy(), **ends), np.float32))
     result = work.model.reconstruct(work.model.simulate(truth, seed=work.seed), draws=1, seed=work.seed)
-    return np.asarray(rule.forward(result.image.array, **ends), np.float32)[None]
+    return torch.from_numpy(np.asarray(rule.forward(result.image.array, **ends), np.float32))[None]
 
 
 def _candidates(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,16 @@ from torch import Tensor
 from medgen.core.errors import MedgenError
 from medgen.core.picture import gray, montage
 from medgen.core.volume import folder_for
+from medgen.evaluation.nearest import nearest_of, stacks
 from medgen.evaluation.pictures import middle_plane, seen
 from medgen.evaluation.section import Figure, Level, Section, Table, skipped
+from medgen.evaluation.training_set import read_targets
 from medgen.evaluation.work import Work
 from medgen.metrics.feature import describe, frechet, frechet_floor, nearest_images
 from medgen.metrics.kernels import kid
 
 NAME, TITLE = "samples", "Samples at a glance"
+COLUMNS = 8  # of the picture
 PICTURE = "First row: samples. Second row: the training image nearest to each. Third row: real images that training did not see."
 PROTOCOL = {
     "feature": "fixed histogram, texture and layout statistics (medgen.metrics.feature.describe); not comparable with Inception distances",
@@ -33,9 +37,9 @@ def section(work: Work) -> Section:
     """Pictures of samples beside their nearest training images, and one distance that needs no network."""
     if work.kind != "synthesis":
         return skipped(NAME, TITLE, "The model makes an image for a given one, not images from nothing.")
-    made, training, held_out = work.drawn(), work.reals("train"), work.reals(work.split)
-    if made.shape[1:] != training.shape[1:]:
-        raise MedgenError(f"samples have shape {tuple(made.shape[1:])}, the data's images {tuple(training.shape[1:])}")
+    made, training, held_out = work.drawn(), read_targets(work, "train")[0], work.reals(work.split)
+    if made.shape[1:] != held_out.shape[1:]:
+        raise MedgenError(f"samples have shape {tuple(made.shape[1:])}, the data's images {tuple(held_out.shape[1:])}")
     if len(made) < 2:
         return skipped(NAME, TITLE, "1 sample: at least 2 are needed; draw more with -n.")
     found = evaluate_samples(made, training, held_out)
@@ -45,13 +49,14 @@ def section(work: Work) -> Section:
     rows += [["real held-out images", near["held_out_minimum"], near["held_out_median"]]]
     note = f"In network units. {share:.0%} of samples are nearer than the held-out images' 5th percentile; about 5 % would be usual."
     turn = work.model.contract.spacing is not None  # ordinary pictures are upright
-    copies = int((nearest_images(held_out, training).distances == 0).sum())
+    copies = int((nearest_of(held_out, training).distances == 0).sum())
     found["held_out_copies"] = copies
     verdict = f"By a fixed feature, {count} samples are {ratio:.3g} times as far from held-out images as {count} training images are; "
     verdict += "1 is as near as real ones."
     if copies:
         verdict += f" {copies} of {len(held_out)} held-out images are copies of training images: they are not held out."
-    pictures = [seen(images, work.model.task.target) for images in (made, training, held_out)]
+    nearest = torch.stack([training[row] for row in nearest_of(made[:COLUMNS], training).rows.tolist()])
+    pictures = [seen(images, work.model.task.target) for images in (made, nearest, held_out)]
     return Section(
         NAME,
         TITLE,
@@ -64,13 +69,15 @@ def section(work: Work) -> Section:
     )
 
 
-def evaluate_samples(samples: Tensor, training: Tensor, held_out: Tensor, seed: int = 0) -> dict[str, Any]:
-    """Realism and novelty of samples (N, C, *S) against training (M, C, *S) and held-out (H, C, *S) images, in [-1, 1] units.
+def evaluate_samples(samples: Tensor, training: Sequence[Tensor], held_out: Tensor, seed: int = 0) -> dict[str, Any]:
+    """Realism and novelty of samples (N, C, *S) against training images (C, *S) and held-out ones (H, C, *S), in [-1, 1] units. Of the
+    training images, which may be read when they are asked for, few are held at once.
 
     Returns plain data for JSON. At most as many samples as there are training images enter the ratio: the floor has their number.
     """
     size = min(len(samples), len(training))
-    features = {name: describe(images) for name, images in (("samples", samples), ("training", training), ("held_out", held_out))}
+    features = {name: describe(images) for name, images in (("samples", samples), ("held_out", held_out))}
+    features["training"] = torch.cat([describe(stack) for stack in stacks(training)])
     distance = frechet(features["samples"][:size], features["held_out"])
     floor = frechet_floor(features["training"], features["held_out"], size, seed)
     return {
@@ -111,7 +118,7 @@ def write_samples_report(
     return report
 
 
-def sample_picture(samples: Tensor, training: Tensor, held_out: Tensor, columns: int = 8, turn: bool = True) -> np.ndarray:
+def sample_picture(samples: Tensor, training: Tensor, held_out: Tensor, columns: int = COLUMNS, turn: bool = True) -> np.ndarray:
     """Three rows of uint8 planes: samples, the training image nearest to each, held-out images (evenly spread)."""
     shown = samples[:columns]
     copies = training[nearest_images(shown, training).rows]
@@ -119,8 +126,8 @@ def sample_picture(samples: Tensor, training: Tensor, held_out: Tensor, columns:
     return montage([[gray(middle_plane(image, turn), -1.0, 1.0) for image in row] for row in (shown, copies, held_out[spread])])
 
 
-def _novelty(samples: Tensor, training: Tensor, held_out: Tensor) -> dict[str, float]:
-    made, new = nearest_images(samples, training).distances, nearest_images(held_out, training).distances
+def _novelty(samples: Tensor, training: Sequence[Tensor], held_out: Tensor) -> dict[str, float]:
+    made, new = nearest_of(samples, training).distances, nearest_of(held_out, training).distances
     limit = float(new.quantile(0.05))
     return {
         "samples_minimum": float(made.min()),

@@ -17,7 +17,7 @@ from medgen.data.source import Case as TrainingCase
 from medgen.evaluation.pixel import DATA_RANGE
 from medgen.evaluation.plots import histogram
 from medgen.evaluation.section import Estimate, Figure, Level, Section, Table, skipped
-from medgen.evaluation.training_set import batches, read_as_trained, training_set
+from medgen.evaluation.training_set import Still, batches, read_as_trained, training_set
 from medgen.evaluation.work import Work
 from medgen.metrics.feature import describe
 from medgen.metrics.groups import Group, Novelty, Unpaired, novelty, unpaired_all
@@ -106,17 +106,13 @@ def novelty_of(work: Work, space: Space) -> Novelty:
         MedgenError: no training images, or too few.
     """
     known = training_set(work)
-    training, own = known.cases("train"), read_as_trained(work)
-    cases, rng = own.split(work.split), np.random.default_rng(0)
-    if getattr(cases, "anywhere", False):  # patches of the training split itself
-        cases.anywhere = False
-    given = [cases.case(i, rng) for i in range(len(cases))]
-    numbers = [str(i) for i in cases.told(np.arange(len(work)))]
+    training, given = known.cases("train"), Still(read_as_trained(work).split(work.split))
+    numbers = [str(i) for i in given.whole.told(np.arange(len(work)))]
     inputs = _means(work, given, numbers, space)
     absent = [i for i in range(len(work)) if str(i) not in inputs]
     if absent:
         raise MedgenError(f"subject {work.rows.rows[absent[0]]['subject']} has no image that training would take")
-    references = _means(work, training, [case["subject"] for case in training], space)
+    references = _means(work, training, training.subjects, space)
     return novelty(torch.stack([inputs[str(i)] for i in range(len(work))]), torch.stack(list(references.values())))
 
 
@@ -235,7 +231,7 @@ def _reference(work: Work, parts: dict[str, list[Scored]]) -> str:
 def _means(work: Work, cases: Sequence[TrainingCase], names: Sequence[str], space: Space) -> dict[str, torch.Tensor]:
     """Name -> mean feature of what the model is given in the cases of that name."""
     found: list[torch.Tensor] = []
-    for batch in batches(work, list(cases)):
+    for batch in batches(work, cases):
         size = len(next(iter(batch.values())))
         dense = work.model.task.example(batch, Rng(work.seed, 0, [0] * size)).condition.dense
         if dense is None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ from torch import Tensor
 from medgen.checkpoint import build, resolve
 from medgen.core.errors import MedgenError
 from medgen.core.neighbours import neighbour
+from medgen.core.random import generator
 from medgen.data.files import FileData
 from medgen.data.manifest import EmptySplit
 from medgen.data.options import Cut, Keep, Options
-from medgen.data.source import Case, Source
+from medgen.data.source import Case, Cases, Source
 from medgen.evaluation.work import Work
 
 DRAWN = {
@@ -42,12 +44,32 @@ class TrainingSet:
     told: str
     sure: bool
 
-    def cases(self, split: str) -> list[Case]:
-        """Every case of a split; windows of volumes are centred, in both splits alike."""
-        cases, rng = self.source.split(split), np.random.default_rng(0)
-        if getattr(cases, "anywhere", False):
+    def cases(self, split: str) -> Still:
+        """Every case of a split."""
+        return Still(self.source.split(split))
+
+
+class Still(Sequence[Case]):
+    """Cases that are read when they are asked for and stay the same: windows of volumes are centred, in all splits alike, or (not
+    `centred`) where training has them."""
+
+    def __init__(self, cases: Cases, centred: bool = True):
+        if centred and getattr(cases, "anywhere", False):
             cases.anywhere = cases.varies = False
-        return [cases.case(i, rng) for i in range(len(cases))]
+        self.whole = cases
+
+    def __len__(self) -> int:
+        return len(self.whole)
+
+    def __getitem__(self, index: int) -> Case:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return self.whole.case(index, generator(0, index))
+
+    @cached_property
+    def subjects(self) -> list[str]:
+        """The subject of each."""
+        return list(self.whole.subjects)
 
 
 def training_set(work: Work) -> TrainingSet:
@@ -83,26 +105,46 @@ def read_as_trained(work: Work) -> FileData:
     return FileData(str(work.manifest.path), rules, contract.size, labels, attributes, **place, options=options)
 
 
-def batches(work: Work, cases: list[Case], size: int = 8) -> Iterator[dict[str, Any]]:
-    """Cases as the task takes them; conditions that no case tells are those that the user gave.
+class Targets(Sequence[Tensor]):
+    """(C, *S) of what is made, of each case."""
+
+    def __init__(self, work: Work, cases: Sequence[Case]):
+        self.channels, self.cases = work.model.task.target, cases
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    def __getitem__(self, index: int) -> Tensor:
+        case = self.cases[index]
+        return torch.from_numpy(np.concatenate([case[c] for c in self.channels])).float()
+
+
+def read_targets(work: Work, split: str) -> tuple[Targets, list[str]]:
+    """The target's images of a split of the manifest as training sees them, and the subject of each."""
+    cases = Still(work.data.split(split), centred=False)
+    return Targets(work, cases), cases.subjects
+
+
+def batches(work: Work, cases: Sequence[Case], numbers: Sequence[int] | None = None, size: int = 8) -> Iterator[dict[str, Any]]:
+    """Cases of these numbers (all of them) as the task takes them, few at a time; conditions that no case tells are those that the user
+    gave.
 
     Raises:
         MedgenError: a condition that neither tells.
     """
-    task = work.model.task
+    task, numbers = work.model.task, range(len(cases)) if numbers is None else numbers
+    told = set(cases[numbers[0]])
     for name in (*task.labels, *task.attributes):
-        if name not in cases[0] and (name in task.labels or name not in work.given):
+        if name not in told and (name in task.labels or name not in work.given):
             raise MedgenError(f"the cases do not tell '{name}', which the model is given: add such a column, or pass --set {name}=...")
-    for first in range(0, len(cases), size):
-        part = cases[first : first + size]
-        shared = {n: [float(work.given[n])] * len(part) for n in task.attributes if n not in cases[0]}
-        stacked = {k: np.stack([case[k] for case in part]) for k, v in part[0].items() if not isinstance(v, str) and k != "affine"}
-        yield {k: torch.as_tensor(v) for k, v in (stacked | shared).items()}
+    shared = {name: float(work.given[name]) for name in task.attributes if name not in told}
+    for start in range(0, len(numbers), size):
+        yield _stacked([cases[number] for number in numbers[start : start + size]], shared)
 
 
-def targets(work: Work, cases: list[Case]) -> Tensor:
-    """(N, C, *S) of what is made."""
-    return torch.from_numpy(np.stack([np.concatenate([case[c] for c in work.model.task.target]) for case in cases])).float()
+def _stacked(part: Sequence[Case], shared: Mapping[str, float]) -> dict[str, Any]:
+    arrays = {k: np.stack([case[k] for case in part]) for k, v in part[0].items() if not isinstance(v, str) and k != "affine"}
+    return {k: torch.as_tensor(v) for k, v in (arrays | {k: [v] * len(part) for k, v in shared.items()}).items()}
 
 
 def _of_run(work: Work) -> TrainingSet | None:

@@ -28,7 +28,7 @@ from medgen.data.planes import plane_of
 from medgen.data.readers import parted, read
 from medgen.evaluation.cost import Cost, Measured
 from medgen.evaluation.facts import described, weights_digest
-from medgen.evaluation.made import Made, load, save, written
+from medgen.evaluation.made import Made, load, save, summed, written
 from medgen.evaluation.masks import body_mask
 from medgen.inference import Pretrained
 
@@ -172,7 +172,7 @@ class Work:
         """This process's share of the answers, or of the samples: every `places`-th, so that the parts find them all."""
         if self.kind == "synthesis":
             return self._draw(progress)
-        own = range(self.place, len(self), self.places)
+        own = self.share(range(len(self)))
         for done, number in enumerate(own, 1):
             if not self._answer_path(number).exists():
                 self.made(self.case(number))
@@ -183,6 +183,18 @@ class Work:
         """The samples (N, C, *S) in network units of a model of synthesis; this process makes its share and reads what others made."""
         self._draw(progress)
         return torch.stack([self._sample(number) for number in range(self.samples)])
+
+    def once(self, name: str, make: Callable[[], Tensor]) -> Tensor:
+        """What `make` gives: from `folder/work`, where some process has kept it under this name, or made now and kept there."""
+        path = self.kept / f"{name}.npy"
+        if not path.exists():
+            array = make().cpu().numpy()
+            written(path, lambda file: np.save(file, array))
+        return torch.from_numpy(np.load(path))
+
+    def share(self, items: Sequence[Any]) -> Sequence[Any]:
+        """What this process does of them: every `places`-th."""
+        return items[self.place :: self.places]
 
     def sample_labels(self, numbers: Sequence[int] | None = None) -> dict[str, Tensor]:
         """The label maps that samples are drawn for, by name: (N, *S) integers, from cases that are spread evenly over the split."""
@@ -208,11 +220,6 @@ class Work:
     def reals(self, split: str) -> Tensor:
         """The target's images of a split as training sees them: (N, C, *S)."""
         return real_images(self.data, split, self.model.task.target)
-
-    def subjects(self, split: str) -> list[str]:
-        """The subject of each of `reals`."""
-        cases = self.data.split(split)
-        return [cases.case(i, np.random.default_rng(0))["subject"] for i in range(len(cases))]
 
     @cached_property
     def data(self) -> FileData:
@@ -256,7 +263,7 @@ class Work:
 
     def _draw(self, progress: Progress | None) -> None:
         """This process's share of the samples."""
-        own = list(range(self.place, self.samples, self.places))
+        own = self.share(range(self.samples))
         missing = [number for number in own if not self._sample_path(number).exists()]
         for first in range(0, len(missing), _BATCH):
             numbers = missing[first : first + _BATCH]
@@ -290,7 +297,7 @@ class Work:
         conditions = self.conditions(case.row)
         source = case.source[0].numpy()
         draws = [torch.from_numpy(np.ascontiguousarray(self.model.predict(source, self.seed + i, conditions))) for i in range(self.draws)]
-        return _summed(torch.stack(draws))
+        return summed(torch.stack(draws))
 
     def _reconstruct(self, case: Case) -> dict[str, Any]:
         channel = self.model.task.target[0]
@@ -376,12 +383,6 @@ def network_units(model: Pretrained, volume: Volume) -> Tensor:
     if contract.slice_axis is not None and volume.affine is not None:
         array = array.squeeze(contract.slice_axis + 1)
     return torch.from_numpy(np.ascontiguousarray(array, np.float32))
-
-
-def _summed(draws: Tensor) -> dict[str, Any]:
-    """Mean and standard deviation of draws (D, C, *S)."""
-    std = draws.std(0, keepdim=True) if len(draws) > 1 else None
-    return {"image": draws.mean(0, keepdim=True), "std": std, "draws": draws if len(draws) > 1 else None}
 
 
 def _as_volume(sample: np.ndarray, acquired: Any, image: Volume) -> np.ndarray:

@@ -72,7 +72,8 @@ def cooccurrence_features(p: Tensor) -> Tensor:
 
     Definitions of the pyradiomics documentation (radiomics.glcm), which for these are those of IBSI (3.6). Left out, because they repeat
     others: SumAverage (twice the joint average), and what pyradiomics itself has withdrawn. N of `idmn` and `idn` is the number of levels.
-    Where there is one level alone, correlation and mcc are 1, imc1 and imc2 are 0.
+    Where a direction has one level alone, correlation and mcc are 1, imc1 and imc2 are 0 (pyradiomics takes an mcc of 0 for it beside other
+    directions; all else is the same, see benchmarks/radiomics_oracle.py).
     """
     there = p.sum((2, 3)) > 0
     values = torch.stack([*_joint(p), *_marginal(p)], -1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,6 +17,7 @@ from medgen.metrics.statistics import Z
 
 OTHERS = 5  # other subjects whose nearest images say how near is usual for an image
 SMALLEST = 1e-12  # of a squared error, under the logarithm
+Block = tuple[Tensor, Sequence[str]]
 
 
 class Neighbours(NamedTuple):
@@ -33,39 +34,75 @@ class Neighbours(NamedTuple):
 
 
 @torch.no_grad()
-def nearest_training(images: Tensor, training: Tensor, subjects: Sequence[str]) -> Neighbours:
+def nearest_training(images: Tensor, training: Iterable[Block]) -> Neighbours:
     """The nearest training image of each image, and how much nearer it is than those of other people (Carlini et al. 2023, section 4.2).
 
     Args:
         images: (N, ...) images or features.
-        training: (M, ...) of the same kind.
-        subjects: of each training image; at least two different ones.
+        training: blocks of the same kind, (M, ...) and the subject of each row, at least two subjects in all. One block is held at a
+            time; the answer does not depend on how the training set is cut into them.
 
     Raises:
-        MedgenError: other shapes, one subject.
+        MedgenError: other shapes, one subject, values that are not finite.
     """
-    names = sorted(set(subjects))
-    if images.shape[1:] != training.shape[1:] or len(subjects) != len(training) or len(names) < 2:
-        raise MedgenError(
-            f"images of shape {tuple(images.shape[1:])} need training images of that shape and of at least two subjects, got "
-            f"{len(training)} of shape {tuple(training.shape[1:])} and {len(names)} subjects"
-        )
-    place = {name: i for i, name in enumerate(names)}
-    owner = torch.tensor([place[name] for name in subjects])
-    centre = training.flatten(1).mean(0)
-    own = training.flatten(1) - centre
-    norms, found = own.square().sum(1), []
-    for part in images.flatten(1).split(64):
-        part = part - centre
-        squares = (part.square().sum(1)[:, None] + norms - 2 * part @ own.T).clamp(min=0).double() / own.shape[1]
-        rows = squares.argmin(1)
-        nearest = (part - own[rows]).double().square().mean(1).sqrt()  # once more by difference: a copy gives exactly 0
-        of_subject = torch.full((len(part), len(names)), math.inf, dtype=torch.float64)
-        of_subject.scatter_reduce_(1, owner.expand(len(part), -1), squares, "amin")
-        of_subject.scatter_(1, owner[rows][:, None], math.inf)
-        others = of_subject.topk(min(OTHERS, len(names) - 1), largest=False).values.sqrt().mean(1)
-        found.append((nearest, nearest / others.clamp(min=1e-12), rows))
-    return Neighbours(*(torch.cat(column) for column in zip(*found, strict=True)))
+    search = _Search(images.flatten(1))
+    for block, subjects in training:
+        if images.shape[1:] != block.shape[1:] or len(subjects) != len(block):
+            raise MedgenError(
+                f"images of shape {tuple(images.shape[1:])} need training images of that shape and the subject of each, got "
+                f"{len(block)} of shape {tuple(block.shape[1:])} and {len(subjects)} subjects"
+            )
+        search.see(block.flatten(1), subjects)
+    return search.found()
+
+
+class _Search:
+    """What is kept of the training images that were seen: of each image the nearest one, and the nearest of the nearest subjects."""
+
+    def __init__(self, images: Tensor):
+        self.images, n = images.double(), len(images)
+        self.norms = _norms(self.images)
+        self.seen, self.places = 0, {}  # training images; subject -> its number
+        self.squares = torch.full((n,), math.inf, dtype=torch.float64)
+        self.rows, self.owners = torch.zeros(n, dtype=torch.long), torch.zeros(n, dtype=torch.long)
+        self.distances = torch.zeros(n, dtype=torch.float64)
+        self.near = torch.full((n, OTHERS + 1), math.inf, dtype=torch.float64)  # mean squares; one more, which may be the nearest one's
+        self.whose = torch.full((n, OTHERS + 1), -1)
+
+    def see(self, block: Tensor, subjects: Sequence[str]) -> None:
+        block = block.double()
+        owners = torch.tensor([self.places.setdefault(name, len(self.places)) for name in subjects])
+        squares = (self.norms[:, None] + _norms(block) - 2 * (self.images @ block.T)).clamp(min=0) / block.shape[1]
+        if not bool(torch.isfinite(squares).all()):
+            raise MedgenError("an image holds NaN or infinite values; repair it before it is compared with training images")
+        least, rows = squares.min(1)
+        better = (least < self.squares).nonzero()[:, 0]
+        rows = rows[better]
+        self.squares[better], self.rows[better], self.owners[better] = least[better], self.seen + rows, owners[rows]
+        for i, row in zip(better.tolist(), rows.tolist(), strict=True):  # once more by difference: a copy gives exactly 0
+            self.distances[i] = (self.images[i] - block[row]).square().mean().sqrt()
+        self._keep(squares, owners)
+        self.seen += len(block)
+
+    def _keep(self, squares: Tensor, owners: Tensor) -> None:
+        """The nearest subjects among those that are kept and those of a block: a subject that is left out of so many stays out."""
+        own, columns = owners.unique(return_inverse=True)
+        of_subject = torch.full((len(squares), len(own)), math.inf, dtype=torch.float64)
+        of_subject.scatter_reduce_(1, columns.expand(len(squares), -1), squares, "amin")
+        at = torch.searchsorted(own, self.whose.clamp(min=0)).clamp(max=len(own) - 1)
+        again = own[at] == self.whose
+        of_subject.scatter_reduce_(1, at, torch.where(again, self.near, math.inf), "amin")
+        near = torch.cat([torch.where(again, math.inf, self.near), of_subject], 1)
+        whose = torch.cat([self.whose, own.expand(len(squares), -1)], 1)
+        self.near, order = near.topk(OTHERS + 1, largest=False)
+        self.whose = whose.gather(1, order)
+
+    def found(self) -> Neighbours:
+        if len(self.places) < 2:
+            raise MedgenError(f"the nearest images of others need training images of at least two subjects, got {len(self.places)}")
+        of_others = torch.where(self.whose == self.owners[:, None], math.inf, self.near)
+        others = of_others.topk(min(OTHERS, len(self.places) - 1), largest=False).values.sqrt().mean(1)
+        return Neighbours(self.distances, self.distances / others.clamp(min=1e-12), self.rows)
 
 
 @dataclass(frozen=True)
@@ -210,6 +247,11 @@ def loss_scores(members: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
     logs = torch.cat([members, others]).double().clamp(min=SMALLEST).log()
     scores = -((logs - logs.mean(0)) / logs.std(0).clamp(min=1e-9)).mean(1)
     return scores[: len(members)], scores[len(members) :]
+
+
+def _norms(vectors: Tensor) -> Tensor:
+    """(N,) squared lengths, without another tensor of the vectors' size."""
+    return torch.linalg.vector_norm(vectors, dim=1).square()
 
 
 def _binomial_tail(count: int, n: int, p: float) -> float:

@@ -12,9 +12,11 @@ from typing import Any
 import lightning as L
 import numpy as np
 from torch import Tensor
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from medgen.core.picture import gray, montage, upright
 from medgen.training import ranks
+from medgen.training.fit import Stopped
 
 
 class Log(L.Callback):
@@ -84,12 +86,14 @@ def _planes(images: list[Tensor], pictures: bool, cases: int) -> list[np.ndarray
 class GracefulStop(L.Callback):
     """Ctrl-C and SIGTERM stop the run between two optimizer steps, where it can be resumed exactly. A second one is immediate.
 
-    Ranks hear of a signal at different moments, so they agree on it where all pass: after steps and before batches of a validation.
+    Ranks hear of a signal at different moments, so they agree on it where all pass: after steps and before batches of a validation. A
+    process that trains alone also leaves a batch of a validation wherever a network is asked: a sampler may take minutes for one.
     """
 
     def __init__(self) -> None:
         self.requested = False
         self._before: dict[int, Any] = {}
+        self._watch: Any = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Not earlier: Lightning installs a SIGTERM handler of its own before, which would lose the steps since the last save."""
@@ -109,6 +113,18 @@ class GracefulStop(L.Callback):
     def on_validation_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         if ranks.anywhere(self.requested):
             trainer.should_stop = True
+        if ranks.world() == 1:
+            self._watch = register_module_forward_pre_hook(lambda module, given: self._leave(trainer))
+
+    def on_validation_batch_end(self, trainer: L.Trainer, pl_module: Any, *batch: Any, **more: Any) -> None:
+        if self._watch is not None:
+            self._watch.remove()
+            self._watch = None
+
+    def _leave(self, trainer: L.Trainer) -> None:
+        if self.requested:
+            trainer.should_stop = True
+            raise Stopped
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         for number, handler in self._before.items():
@@ -116,6 +132,7 @@ class GracefulStop(L.Callback):
         self._before = {}
 
     def on_exception(self, trainer: L.Trainer, pl_module: Any, exception: BaseException) -> None:
+        self.on_validation_batch_end(trainer, pl_module)
         self.on_fit_end(trainer, pl_module)
 
 

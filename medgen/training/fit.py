@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
@@ -20,6 +21,10 @@ from medgen.training.optimizers import AdamW
 
 log = logging.getLogger("medgen")
 SHARED = ("gradient", "none")  # findings that every rank makes once gradients are joined
+
+
+class Stopped(Exception):
+    """Leaves a batch of a validation, of which nothing is kept."""
 
 
 class Fit(L.LightningModule):
@@ -77,8 +82,11 @@ class Fit(L.LightningModule):
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         """Losses and samples on held-out cases, with the same draws at every validation."""
-        if self.trainer.should_stop:  # interrupted: save, do not linger
-            return
+        if not self.trainer.should_stop:  # interrupted: save, do not linger
+            with suppress(Stopped):
+                self._validate(batch)
+
+    def _validate(self, batch: Mapping[str, Any]) -> None:
         indices = batch["index"].tolist()
         example = self.task.example(batch, Rng(self.seed, 0, indices, self.device))
         shared = self.model.begin(example, Rng(self.seed, 1, indices, self.device))

@@ -32,7 +32,12 @@ class DrawnCases:
     def __len__(self) -> int:
         return self.count * self._each
 
-    def case(self, index: int, rng: np.random.Generator) -> Case:
+    @property
+    def subjects(self) -> list[str]:
+        names = [self.case(subject * self._each, None)["subject"] for subject in range(self.count)]
+        return [name for name in names for _ in range(self._each)]
+
+    def case(self, index: int, rng: np.random.Generator | None) -> Case:
         """Case `index`; nothing in it is random beyond the population's seed, so `rng` is not used."""
         if not 0 <= index < len(self):
             raise IndexError(f"case {index} of {len(self)}")
