@@ -17,8 +17,9 @@ from medgen.evaluation.baselines import Baseline, baselines, missing
 from medgen.evaluation.document import about, cost, sampling_said, versions
 from medgen.evaluation.pictures import flat, heights, lettered, plane, scale, seen, signed, small
 from medgen.evaluation.pixel import DATA_RANGE, HEADS, MAIN, Row, estimate, ranked, scaled, score_case, summary, unit_name, unit_of
-from medgen.evaluation.samples import evaluate_samples, sample_picture
+from medgen.evaluation.samples import evaluate_samples, work_picture
 from medgen.evaluation.section import Estimate, Figure, Table, plain
+from medgen.evaluation.training_set import read_targets
 from medgen.evaluation.work import Case, Work
 from medgen.metrics.panel import METRICS
 from medgen.metrics.statistics import compare
@@ -216,15 +217,14 @@ def _figures(done: Mapping[str, Work], beside: Sequence[Baseline], methods: Sequ
 def _sampled(done: Mapping[str, Work], methods: list[Method]) -> Compared:
     """Models that make images from nothing: sets are compared, not cases."""
     first = next(iter(done.values()))
-    training, held_out = first.reals("train"), first.reals(first.split)
-    figures, target = [], first.model.task.target
+    training, held_out = read_targets(first, "train")[0], first.reals(first.split)
+    figures = []
     for method, work in zip(methods, done.values(), strict=True):
         made = work.drawn()
-        if made.shape[1:] != training.shape[1:]:
-            raise MedgenError(f"{method.name}: samples have shape {tuple(made.shape[1:])}, the data's images {tuple(training.shape[1:])}")
+        if made.shape[1:] != held_out.shape[1:]:
+            raise MedgenError(f"{method.name}: samples have shape {tuple(made.shape[1:])}, the data's images {tuple(held_out.shape[1:])}")
         method.samples = {k: v for k, v in evaluate_samples(made, training, held_out).items() if k != "protocol"}
-        turn = work.model.contract.spacing is not None
-        picture = sample_picture(*(seen(images, target) for images in (made, training, held_out)), turn=turn)
+        picture = work_picture(work, made, training, held_out)
         figures.append(Figure(f"{method.name}: samples, their nearest training images, real images", picture))
     note = "Sets have no pairs: the distances carry no test, so nothing is bold. `medgen evaluate` gives their intervals."
     return Compared(first.kind, methods, {}, {}, figures, [note])

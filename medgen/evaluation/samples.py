@@ -48,15 +48,12 @@ def section(work: Work) -> Section:
     rows = [["samples", near["samples_minimum"], near["samples_median"]]]
     rows += [["real held-out images", near["held_out_minimum"], near["held_out_median"]]]
     note = f"In network units. {share:.0%} of samples are nearer than the held-out images' 5th percentile; about 5 % would be usual."
-    turn = work.model.contract.spacing is not None  # ordinary pictures are upright
     copies = int((nearest_of(held_out, training).distances == 0).sum())
     found["held_out_copies"] = copies
     verdict = f"By a fixed feature, {count} samples are {ratio:.3g} times as far from held-out images as {count} training images are; "
     verdict += "1 is as near as real ones."
     if copies:
         verdict += f" {copies} of {len(held_out)} held-out images are copies of training images: they are not held out."
-    nearest = torch.stack([training[row] for row in nearest_of(made[:COLUMNS], training).rows.tolist()])
-    pictures = [seen(images, work.model.task.target) for images in (made, nearest, held_out)]
     return Section(
         NAME,
         TITLE,
@@ -64,7 +61,7 @@ def section(work: Work) -> Section:
         Level.WATCH if copies else Level.NONE,
         numbers={name: value for name, value in found.items() if name != "protocol"},
         tables=[Table("Root-mean-square difference to the nearest training image", ["images", "least", "median"], rows, note)],
-        figures=[Figure("Samples, their nearest training images, real images", sample_picture(*pictures, turn=turn), PICTURE)],
+        figures=[Figure("Samples, their nearest training images, real images", work_picture(work, made, training, held_out), PICTURE)],
         protocol=PROTOCOL,
     )
 
@@ -116,6 +113,13 @@ def write_samples_report(
     paths[0].write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
     Image.fromarray(sample_picture(samples, training, held_out, turn=turn)).save(paths[1])
     return report
+
+
+def work_picture(work: Work, samples: Tensor, training: Sequence[Tensor], held_out: Tensor) -> np.ndarray:
+    """`sample_picture` of a model's images as they are looked at; of the training images, the nearest ones alone are held."""
+    nearest = torch.stack([training[row] for row in nearest_of(samples[:COLUMNS], training).rows.tolist()])
+    pictures = [seen(images, work.model.task.target) for images in (samples, nearest, held_out)]
+    return sample_picture(*pictures, turn=work.model.contract.spacing is not None)  # ordinary pictures are upright
 
 
 def sample_picture(samples: Tensor, training: Tensor, held_out: Tensor, columns: int = COLUMNS, turn: bool = True) -> np.ndarray:
