@@ -37,6 +37,12 @@ class Made:
     cost: Cost = field(default_factory=Cost)
 
 
+def summed(draws: Tensor) -> dict[str, Any]:
+    """Mean and standard deviation of draws (D, C, *S), as `Made` takes them."""
+    std = draws.std(0, keepdim=True) if len(draws) > 1 else None
+    return {"image": draws.mean(0, keepdim=True), "std": std, "draws": draws if len(draws) > 1 else None}
+
+
 def save(path: Path, made: Made) -> None:
     """Whole or not at all."""
     arrays = {name: value.numpy() for name, value in vars(made).items() if isinstance(value, Tensor)}

@@ -185,10 +185,9 @@ def trained_on_samples(work: Work, training: Training) -> Part:
     if work.quick:
         raise MedgenError("networks are not trained with --quick")
     task = work.model.task
-    labels = {n: k for n, k in task.labels.items() if n in work.manifest.columns}
     classes = {n: k for n, k in task.attributes.items() if k >= 2 and n in work.manifest.columns and n not in work.given}
-    if labels:
-        return _by_segmentation(work, *next(iter(labels.items())), training)
+    if work.own_labels:
+        return _by_segmentation(work, next(iter(work.own_labels)), training)
     if classes:
         return _by_class(work, *next(iter(classes.items())), training)
     raise MedgenError(
@@ -220,8 +219,8 @@ def _by_class(work: Work, name: str, count: int, training: Training) -> Part:
     return _judged(f"{name}", numbers, "auroc", "AUROC", table, 0.5)
 
 
-def _by_segmentation(work: Work, name: str, count: int, training: Training) -> Part:
-    data = _data(work, {name: count}, {})
+def _by_segmentation(work: Work, name: str, training: Training) -> Part:
+    data, count = _data(work, {name: work.own_labels[name]}, {}), work.model.task.labels[name]
     train, tried = (_labelled(work, data, split, name) for split in ("train", work.split))
     _check_subjects(train[2], tried[2])
     samples, maps = work.drawn(), work.sample_labels()[name].long()
