@@ -1,5 +1,6 @@
 """Judges that are trained on samples, and a segmenter that looks at answers: a faithful model passes, one that lies is caught."""
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from medgen.core.volume import Volume
 from medgen.data.manifest import Manifest
 from medgen.evaluation.judges import CLASSIFIERS, Classifier, Segmenter, Training
 from medgen.evaluation.section import Level
-from medgen.evaluation.task import hounsfield, section
+from medgen.evaluation.task import _over_seeds, hounsfield, section
 from medgen.evaluation.training_set import read_as_trained
 from medgen.evaluation.work import Work
 from medgen.inference import Pretrained
@@ -173,6 +174,14 @@ def test_masks_of_0_and_255_are_read_as_labels_says(tmp_path, monkeypatch):
         replace(work, labels={}).drawn()
     with pytest.raises(MedgenError, match="makes 3 classes, and the model knows 2"):
         replace(work, labels={"lesion": {"values": [0, 128, 255]}}).drawn()
+
+
+def test_images_without_the_class_have_no_overlap_and_no_warning():
+    values = [np.array([0.5, np.nan, np.nan, np.inf]), np.array([0.7, 0.2, np.nan, 1.0])]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = _over_seeds(values)
+    assert np.array_equal(found, [0.6, 0.2, np.nan, np.inf], equal_nan=True)
 
 
 def test_a_fixed_segmenter_finds_lesions_in_a_copy_and_tells_those_that_are_elsewhere(tmp_path):

@@ -228,11 +228,11 @@ def _by_segmentation(work: Work, name: str, training: Training) -> Part:
     for arm, (images, labels) in _arms(train[:2], (samples, maps)).items():
         judges = [Segmenter(images, labels, count, replace(training, seed=s)) for s in range(SEEDS)]
         overlaps, distances = zip(*(_overlap(judge, tried, count) for judge in judges), strict=True)
-        values = [_known(list(zip(tried[2], np.nanmean(found, 0), strict=True))) for found in (overlaps, distances)]
+        values = [_known(list(zip(tried[2], _over_seeds(found), strict=True))) for found in (overlaps, distances)]
         rows.append([arm, *values])
         numbers["segmenter"][arm] = {"dice": values[0], "hd95": values[1]}
     back = [_overlap(Segmenter(*train[:2], count, replace(training, seed=s)), (samples, maps), count) for s in range(SEEDS)]
-    values = [_known([(str(i), float(v)) for i, v in enumerate(np.nanmean([b[j] for b in back], 0))]) for j in (0, 1)]
+    values = [_known([(str(i), float(v)) for i, v in enumerate(_over_seeds([b[j] for b in back]))]) for j in (0, 1)]
     rows.append(["TRTS", *values])
     numbers["segmenter"]["TRTS"] = {"dice": values[0], "hd95": values[1]}
     note = f"{_counts(samples, train, tried)} HD95 in voxels."
@@ -269,6 +269,12 @@ def _overlap(judge: Segmenter, tried: Sequence[Any], classes: int) -> tuple[np.n
     pairs = list(zip(predicted, tried[1], strict=True))
     measures = [[measure(a, b, classes).numpy() for a, b in pairs] for measure in (dice, hd95)]
     return tuple(np.array([np.nanmean(v) if np.isfinite(v).any() else np.nan for v in found]) for found in measures)
+
+
+def _over_seeds(found: Sequence[np.ndarray]) -> np.ndarray:
+    """(S, N) -> (N,) means of the seeds that have a value: NaN where none has, as of images without the class."""
+    known = ~np.isnan(found)
+    return np.where(known.any(0), np.where(known, found, 0.0).sum(0) / known.sum(0).clip(1), np.nan)
 
 
 def _f1(probabilities: np.ndarray, classes: np.ndarray) -> float:
