@@ -5,7 +5,7 @@
     python benchmarks/evaluate_zoo.py run out/zoo --only brain_phantom --quick
     python benchmarks/evaluate_zoo.py write out/zoo              # the document, from what has been run
 
-DATA is the folder that holds ms_brain/, stroke_brain/, hippocampus/ and pneumoniamnist/.
+DATA is the folder that holds ms_brain/, stroke_brain/, hippocampus/, pneumoniamnist/ and nuclei_he/.
 The pages themselves are out/zoo/<model>-<set>/evaluation.html.
 """
 
@@ -54,6 +54,7 @@ PLANS = (
     Plan("brain_phantom", "slices", ("-n", "128")),
     Plan("brain_phantom", "heads", ("--labels", "lesion=2", "--parts", "anomaly")),
     Plan("xray_class", "xrays", ("-n", "256", "--split", "validation")),
+    Plan("nuclei_he", "nuclei", ("-n", "128")),
     Plan("hippocampus_latent", "hippocampus", ("-n", "40")),
     Plan("t1_reconstruction", "heads", HEADS),
     Plan("t1_reconstruction", "brains", ("--domain", "site")),
@@ -65,6 +66,8 @@ PLANS = (
 SETS = {
     "slices": "drawn heads between the heights that the prior was trained on; the 64 of training and 24 others",
     "xrays": "PneumoniaMNIST, 28 x 28, normal or pneumonia: its training and its validation pictures, each picture once",
+    "nuclei": "64 x 64 crops of stained tissue tiles with masks of their nuclei: 44 tiles to train, 6 to validate, 25 to test; "
+    "tiles of one field of view, which continue one another, lie in one split",
     "heads": "4 drawn heads with skull, 3.5 mm voxels: for models of stripped heads a test of what they never saw; translations by 6 steps",
     "brains": "patient07 (trained on), patient19 and stroke01 (another site), all skull-stripped; translations by 6 steps",
     "hippocampus": "Medical Segmentation Decathlon Task04, 140 subjects to train, 20 to validate, 40 to test",
@@ -85,7 +88,10 @@ def manifests(data: Path, folder: Path) -> None:
     with (folder / "brains.csv").open("w", newline="") as file:
         csv.writer(file).writerows(lines)
     from hippocampus import write_manifest
+    from nuclei import write_crops
 
+    if not (folder / "nuclei" / "manifest.csv").exists():
+        write_crops(data / "nuclei_he", folder / "nuclei")
     write_manifest(data / "hippocampus", folder / "hippocampus.csv")
     if not (folder / "pneumoniamnist.csv").exists():
         medgen(["data", "scan", str(data / "pneumoniamnist"), "-o", str(folder / "pneumoniamnist.csv")])

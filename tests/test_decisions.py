@@ -1,6 +1,7 @@
 """Ranks, classes, overlaps and lesions against hand-made answers and scikit-learn's and SciPy's definitions."""
 
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -42,7 +43,9 @@ def test_dice_and_surface_distance_of_shifted_squares():
     assert math.isnan(dice(a, b, 3)[1])
     assert hd95(a, b, 3)[0] == 2.0
     assert hd95(a, b, 3, spacing=(3.0, 1.0))[0] == 6.0
-    assert math.isnan(hd95(a, torch.zeros_like(a), 3)[0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert math.isnan(hd95(a, torch.zeros_like(a), 3)[0]) and math.isnan(hd95(torch.zeros_like(a), a, 3)[0])
     with pytest.raises(MedgenError, match=r"share one grid"):
         dice(a, b[:8], 3)
 

@@ -202,6 +202,18 @@ def test_values_that_come_to_lie_far_from_the_networks_range_are_told(tmp_path, 
     assert abs(low - low_to) < 0.5 and abs(top - high_to) < 0.5 and said.startswith("image: unit_range brings values")
 
 
+@pytest.mark.parametrize(("others", "count"), [((0, 255), 0), ((200, 210), 4)], ids=["among others", "all alike"])
+def test_an_empty_picture_of_8_bits_is_no_sign_of_a_wrong_map(tmp_path, others, count):
+    """Glass without tissue among tiles with some; where no tile has contrast, it is told."""
+    for i, (low, high) in enumerate(((200, 210), others, others, others)):
+        Image.fromarray(np.linspace(low, high, 256).round().astype(np.uint8).reshape(16, 16)).save(tmp_path / f"{i}.png")
+    (tmp_path / "list.csv").write_text("subject,image\n" + "".join(f"{i},{i}.png\n" for i in range(4)))
+    source = FileData(str(tmp_path / "list.csv"), {"image": {"name": "unit_range"}}, (16, 16))
+    with warnings.catch_warnings(record=True) as told:
+        source.split("train")
+    assert [f"{count} of 4 images that were looked at" in str(warning.message) for warning in told] == [True] * bool(count)
+
+
 # ---------------------------------------------------------------- what a check says
 
 

@@ -411,6 +411,21 @@ def test_label_maps_lie_on_the_models_grid_in_its_orientation(tmp_path):
     assert np.allclose(made.affine @ [0, 0, 0, 1], turned.affine @ [7, 7, 0, 1])
 
 
+def test_a_label_map_of_a_picture_that_is_read_only_is_taken_without_a_warning():
+    labels = np.eye(8, dtype=np.uint8)
+    model = diffusion(labels={"mask": 2})
+    expected = model.generate(1, given={"mask": labels.copy()})[0].array
+    labels.setflags(write=False)
+    before = torch.is_warn_always_enabled()
+    torch.set_warn_always(True)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert np.array_equal(model.generate(1, given={"mask": labels})[0].array, expected)
+    finally:
+        torch.set_warn_always(before)
+
+
 def test_what_a_generator_refuses():
     by_class, by_mask, by_age = diffusion(attributes={"label": 3}), diffusion(labels={"mask": 3}), diffusion(attributes={"age": 0})
     for words, call in {

@@ -1,5 +1,7 @@
 """Judges that are trained on samples, and a segmenter that looks at answers: a faithful model passes, one that lies is caught."""
 
+import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +10,7 @@ import torch
 from PIL import Image
 
 from medgen.core.contract import Contract
+from medgen.core.errors import MedgenError
 from medgen.core.volume import Volume
 from medgen.data.columns import Column, describe
 from medgen.data.manifest import Manifest
@@ -15,7 +18,8 @@ from medgen.evaluation import pictures as drawing
 from medgen.evaluation import pixel
 from medgen.evaluation.judges import CLASSIFIERS, Classifier, Segmenter, Training
 from medgen.evaluation.section import Level
-from medgen.evaluation.task import hounsfield, section
+from medgen.evaluation.task import _over_seeds, hounsfield, section
+from medgen.evaluation.training_set import read_as_trained
 from medgen.evaluation.work import Work
 from medgen.inference import Pretrained
 from medgen.metrics.monitor import PSNR, FeatureDistance
@@ -101,14 +105,14 @@ def pictures(folder: Path, subjects: int = 36) -> Manifest:
     return Manifest.read(folder / "list.csv")
 
 
-def maps(folder: Path, subjects: int = 24) -> Manifest:
-    """Bright discs in noise with their masks; `t1` and `t2` are the same."""
+def maps(folder: Path, subjects: int = 24, inside: int = 1) -> Manifest:
+    """Bright discs in noise with their masks, which are `inside` there; `t1` and `t2` are the same."""
     rows = ["subject,split,t1,t2,lesion"]
     for i in range(subjects):
         rng = np.random.default_rng(i)
         mask = disc(rng)
         image = ((mask - 0.5 + rng.normal(0, 0.1, mask.shape)).clip(-1, 1) + 1) * 127.5
-        for name, array in (("image", image.astype(np.float32)), ("mask", mask.astype(np.uint8))):
+        for name, array in (("image", image.astype(np.float32)), ("mask", (inside * mask).astype(np.uint8))):
             Volume(array[None, :, :, None], np.eye(4)).save(folder / f"{i}_{name}.nii.gz")
         rows.append(f"s{i},{'test' if i % 3 == 2 else 'train'},{i}_image.nii.gz,{i}_image.nii.gz,{i}_mask.nii.gz")
     (folder / "list.csv").write_text("\n".join(rows) + "\n")
@@ -121,11 +125,11 @@ def drawn_by_class(folder: Path, kind: str, **changes) -> Work:
     return Work(model, pictures(folder), folder / "out", samples=24, **changes)
 
 
-def by_maps(folder: Path, network: torch.nn.Module, task, **changes) -> Work:
+def by_maps(folder: Path, network: torch.nn.Module, task, inside: int = 1, **changes) -> Work:
     place = {"spacing": (1.0, 1.0, 1.0), "orientation": "RAS", "slice_axis": 2}
     channels = {*task.source, *task.target}
     contract = Contract(2, (SIDE, SIDE), task.target, task.source, labels=task.labels, intensity=dict.fromkeys(channels, RULE), **place)
-    return Work(Pretrained(network, task, contract, {}, None), maps(folder), folder / "out", **changes)
+    return Work(Pretrained(network, task, contract, {}, None), maps(folder, inside=inside), folder / "out", **changes)
 
 
 def test_samples_of_the_right_class_teach_and_swapped_ones_mislead(tmp_path, monkeypatch):
@@ -156,6 +160,31 @@ def test_samples_for_label_maps_teach_a_segmenter_where_they_fit(tmp_path, monke
     assert fits["real"]["dice"].value > 0.9 and fits["synthetic"]["dice"].value > 0.85 and fits["synthetic"]["hd95"].value < 3
     assert flat["synthetic"]["dice"].value < 0.5 and flat["real and synthetic"]["dice"].value > flat["synthetic"]["dice"].value
     assert found["fits"][1] is Level.GOOD and found["flat"][1] is not Level.GOOD
+
+
+def test_masks_of_0_and_255_are_read_as_labels_says(tmp_path, monkeypatch):
+    """The judges see what masks of 0 and 1 would show them, and so do the samples; a rule of other classes is refused."""
+    monkeypatch.setattr("medgen.evaluation.task.SEEDS", 1)
+    told, task = {}, Synthesis(("t1",), FeatureDistance(), None, {"lesion": 2})
+    for inside, labels in ((1, {}), (255, {"lesion": {"values": [0, 255]}})):
+        folder = tmp_path / str(inside)
+        folder.mkdir()
+        work = by_maps(folder, Discs(1.0), task, inside, samples=16, labels=labels)
+        told[inside] = section(work, QUICK).numbers["training"]["segmenter"]
+        assert read_as_trained(work).labels == {"lesion": 2}
+    assert told[255] == told[1] and told[1]["synthetic"]["dice"].value > 0.85
+    with pytest.raises(MedgenError, match="--labels lesion=0,255"):
+        replace(work, labels={}).drawn()
+    with pytest.raises(MedgenError, match="makes 3 classes, and the model knows 2"):
+        replace(work, labels={"lesion": {"values": [0, 128, 255]}}).drawn()
+
+
+def test_images_without_the_class_have_no_overlap_and_no_warning():
+    values = [np.array([0.5, np.nan, np.nan, np.inf]), np.array([0.7, 0.2, np.nan, 1.0])]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = _over_seeds(values)
+    assert np.array_equal(found, [0.6, 0.2, np.nan, np.inf], equal_nan=True)
 
 
 def test_a_fixed_segmenter_finds_lesions_in_a_copy_and_tells_those_that_are_elsewhere(tmp_path):

@@ -55,8 +55,11 @@ def far(rows: Sequence[Prepared], maps: Mapping[str, IntensityMap]) -> Iterator[
     count = min(len(rows), _LOOKED_AT)
     pieces = [rows[round(i * (len(rows) - 1) / max(1, count - 1))] for i in range(count)]
     for channel, rule in maps.items():
-        mapped = [_values(piece, channel, rule) for piece in pieces if channel in piece.images]
-        odd = [values for values in mapped if np.mean(np.abs(values) > _FAR) > _OFTEN or 0 < np.ptp(values) < _NARROW]
+        having = [piece for piece in pieces if channel in piece.images]
+        mapped = [_values(piece, channel, rule) for piece in having]
+        eight_bits = all(piece.images[channel].dtype == np.uint8 for piece in having)
+        dull = eight_bits and bool(mapped) and np.ptp(np.concatenate(mapped)) >= _NARROW  # 8-bit pictures share a scale: some are empty
+        odd = [values for values in mapped if np.mean(np.abs(values) > _FAR) > _OFTEN or (not dull and 0 < np.ptp(values) < _NARROW)]
         if odd:
             low, high = np.quantile(odd[0], (0.01, 0.99))
             lie = f"{len(odd)} of {len(mapped)} images that were looked at lie in about [{low:.3g}, {high:.3g}]"

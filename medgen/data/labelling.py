@@ -91,6 +91,7 @@ def _plain(volume: Volume, name: str, classes: int) -> Volume:
         check_labels(volume, name, classes)
     except MedgenError as error:
         remedy = f"name other numbers of classes, such as {words(name, (0, 255))}, or take all but 0 as one by {words(name)}"
+        remedy += f" (of `medgen evaluate`: --labels {name}=0,255 or --labels {name}=binary)"
         raise MedgenError(f"{error}; {remedy}") from error
     return volume
 

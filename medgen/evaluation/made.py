@@ -39,7 +39,7 @@ class Made:
 
 
 def summed(draws: Tensor) -> dict[str, Any]:
-    """Mean and standard deviation of draws (D, C, *S)."""
+    """Mean and standard deviation of draws (D, C, *S), as `Made` takes them."""
     std = draws.std(0, keepdim=True) if len(draws) > 1 else None
     return {"image": draws.mean(0, keepdim=True), "std": std, "draws": draws if len(draws) > 1 else None}
 

@@ -193,10 +193,9 @@ def trained_on_samples(work: Work, training: Training) -> Part:
     if work.quick:
         raise MedgenError("networks are not trained with --quick")
     task = work.model.task
-    labels = {n: k for n, k in task.labels.items() if n in work.manifest.columns}
     classes = {n: k for n, k in task.attributes.items() if k >= 2 and n in work.manifest.columns and n not in work.given}
-    if labels:
-        return _by_segmentation(work, *next(iter(labels.items())), training)
+    if work.own_labels:
+        return _by_segmentation(work, next(iter(work.own_labels)), training)
     if classes:
         return _by_class(work, *next(iter(classes.items())), training)
     raise MedgenError(
@@ -228,8 +227,8 @@ def _by_class(work: Work, name: str, count: int, training: Training) -> Part:
     return _judged(f"{name}", numbers, "auroc", "AUROC", table, 0.5)
 
 
-def _by_segmentation(work: Work, name: str, count: int, training: Training) -> Part:
-    data = _data(work, {name: count}, {})
+def _by_segmentation(work: Work, name: str, training: Training) -> Part:
+    data, count = _data(work, {name: work.own_labels[name]}, {}), work.model.task.labels[name]
     train, tried = (_labelled(work, data, split, name) for split in ("train", work.split))
     _check_subjects(train[2], tried[2])
     samples, maps = work.drawn(), work.sample_labels()[name].long()
@@ -237,11 +236,11 @@ def _by_segmentation(work: Work, name: str, count: int, training: Training) -> P
     for arm, (images, labels) in _arms(train[:2], (samples, maps)).items():
         judges = [Segmenter(images, labels, count, replace(training, seed=s)) for s in range(SEEDS)]
         overlaps, distances = zip(*(_overlap(judge, tried, count) for judge in judges), strict=True)
-        values = [_known(list(zip(tried[2], np.nanmean(found, 0), strict=True))) for found in (overlaps, distances)]
+        values = [_known(list(zip(tried[2], _over_seeds(found), strict=True))) for found in (overlaps, distances)]
         rows.append([arm, *values])
         numbers["segmenter"][arm] = {"dice": values[0], "hd95": values[1]}
     back = [_overlap(Segmenter(*train[:2], count, replace(training, seed=s)), (samples, maps), count) for s in range(SEEDS)]
-    values = [_known([(str(i), float(v)) for i, v in enumerate(np.nanmean([b[j] for b in back], 0))]) for j in (0, 1)]
+    values = [_known([(str(i), float(v)) for i, v in enumerate(_over_seeds([b[j] for b in back]))]) for j in (0, 1)]
     rows.append(["TRTS", *values])
     numbers["segmenter"]["TRTS"] = {"dice": values[0], "hd95": values[1]}
     note = f"{_counts(samples, train, tried)} HD95 in voxels."
@@ -278,6 +277,12 @@ def _overlap(judge: Segmenter, tried: Sequence[Any], classes: int) -> tuple[np.n
     pairs = list(zip(predicted, tried[1], strict=True))
     measures = [[measure(a, b, classes).numpy() for a, b in pairs] for measure in (dice, hd95)]
     return tuple(np.array([np.nanmean(v) if np.isfinite(v).any() else np.nan for v in found]) for found in measures)
+
+
+def _over_seeds(found: Sequence[np.ndarray]) -> np.ndarray:
+    """(S, N) -> (N,) means of the seeds that have a value: NaN where none has, as of images without the class."""
+    known = ~np.isnan(found)
+    return np.where(known.any(0), np.where(known, found, 0.0).sum(0) / known.sum(0).clip(1), np.nan)
 
 
 def _f1(probabilities: np.ndarray, classes: np.ndarray) -> float:

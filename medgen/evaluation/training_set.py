@@ -99,10 +99,9 @@ def read_as_trained(work: Work) -> FileData:
     rules = {c: {k: v for k, v in contract.intensity[c].items() if k != "typical"} for c in dict.fromkeys(name for name, _ in away)}
     cut = Cut(neighbours=max(abs(steps) for _, steps in away))
     options = Options(cut=cut, missing=task.availability, keep=Keep(str(work.folder / "work" / "store")))
-    known = work.manifest.columns
-    labels, attributes = ({n: k for n, k in named.items() if n in known} for named in (task.labels, task.attributes))
+    attributes = {name: classes for name, classes in task.attributes.items() if name in work.manifest.columns}
     place = {"spacing": contract.spacing, "slice_axis": contract.slice_axis}
-    return FileData(str(work.manifest.path), rules, contract.size, labels, attributes, **place, options=options)
+    return FileData(str(work.manifest.path), rules, contract.size, work.own_labels, attributes, **place, options=options)
 
 
 class Targets(Sequence[Tensor]):

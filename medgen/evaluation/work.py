@@ -226,10 +226,24 @@ class Work:
         """The manifest as the model's own training would read its targets."""
         contract = self.model.contract
         rules = {c: {k: v for k, v in contract.intensity[c].items() if k != "typical"} for c in contract.target}
-        labels = self.model.task.labels if self._own_labels else {}
+        labels = self.own_labels if self._own_labels else {}
         options = Options(keep=Keep(str(self.folder / "work" / "store")))
         place = {"spacing": contract.spacing, "slice_axis": contract.slice_axis}
         return FileData(str(self.manifest.path), rules, contract.size, labels, **place, options=options)
+
+    @cached_property
+    def own_labels(self) -> dict[str, int | Mapping[str, Any]]:
+        """The model's label maps that the manifest has -> classes, or how numbers become classes where `labels` says so.
+
+        Raises:
+            MedgenError: `labels` makes another number of classes than the model knows.
+        """
+        own = {name: count for name, count in self.model.task.labels.items() if name in self.manifest.columns}
+        for name in own.keys() & self.labels.keys():
+            found = LabelRule.said(name, self.labels[name]).classes
+            if found != own[name]:
+                raise MedgenError(f"--labels {name} makes {found} classes, and the model knows {own[name]}; name those it was trained on")
+        return {name: self.labels.get(name, count) for name, count in own.items()}
 
     @cached_property
     def fingerprint(self) -> str:
@@ -244,6 +258,7 @@ class Work:
         facts |= {name: described(getattr(self.model.model, name, None)) for name in ("sampler", "guidance")}
         facts |= {"given": {k: str(v) for k, v in self.given.items()}, "data": str(self.manifest.path.resolve()), "split": self.split}
         facts |= {"rows": hashlib.sha256(json.dumps([dict(r) for r in self.manifest.rows]).encode()).hexdigest(), "files": self._files()}
+        facts |= {f"labels.{name}": str(self.labels[name]) for name in self.own_labels if name in self.labels}
         folder = self.folder / "work" / hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "facts.json").write_text(json.dumps(facts, indent=2) + "\n")

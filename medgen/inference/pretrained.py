@@ -350,7 +350,7 @@ class Pretrained:
             array = array.squeeze(self.contract.slice_axis)
         if array.shape != size:
             raise MedgenError(f"label map '{name}' has the grid {_by(array.shape)}, the model {_by(size)}; crop or pad it, or pass size")
-        return torch.from_numpy(np.ascontiguousarray(array)).long().expand(n, 1, *size)
+        return torch.from_numpy(np.array(array, order="C")).long().expand(n, 1, *size)
 
     def _size(self, size: Sequence[int] | None) -> tuple[int, ...]:
         """The grid to generate on."""

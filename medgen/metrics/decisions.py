@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -71,7 +73,9 @@ def hd95(predicted: Tensor, truth: Tensor, classes: int, spacing: tuple[float, .
     from torch.nn.functional import one_hot
 
     maps = [one_hot(labels.long(), classes).movedim(-1, 0)[None].float() for labels in (predicted, truth)]
-    found = compute_hausdorff_distance(*maps, percentile=95, spacing=None if spacing is None else list(spacing))[0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a class that is missing, which gives NaN here; of arguments that MONAI gives itself
+        found = compute_hausdorff_distance(*maps, percentile=95, spacing=None if spacing is None else list(spacing))[0]
     return torch.where(torch.isfinite(found), found, torch.nan).double()
 
 
