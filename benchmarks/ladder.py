@@ -7,6 +7,7 @@ FOLDER holds any of hippocampus/images/*.nii.gz, nuclei_he/images/*.png and pneu
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import platform
 import time
@@ -21,14 +22,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from medgen.checkpoint import build
 from medgen.core.errors import MedgenError
 from medgen.core.intensity import MRPercentile
 from medgen.data.phantom.chest.source import ChestData
 from medgen.data.phantom.histology.source import HistologyData
 from medgen.data.phantom.source import PhantomData
 from medgen.data.readers import read
+from medgen.evaluation import encoder
 from medgen.evaluation.imagesets import sized
-from medgen.evaluation.ladder import FLOORS, Rung, climbed, ladders
+from medgen.evaluation.ladder import OFTEN, SPLITS, Ladder, Rung, climbed, ladders
 from medgen.evaluation.spaces import spaces
 from medgen.metrics.space import Space
 from medgen.metrics.spaces import brought
@@ -36,15 +39,19 @@ from medgen.metrics.spaces import brought
 SUBJECTS = {"train": 64}
 COLOURS = ("image_red", "image_green", "image_blue")
 TILE = 128
+UNTRAINED = "untrained"
 HEAD = """# The ladder: which feature spaces see what
 
 Written by `python benchmarks/ladder.py{arguments}`. {machine}
 
 A feature space earns its place in `medgen evaluate` by ranking known corruptions. Protocol (`medgen/evaluation/ladder.py`, seed {seed}):
-half of the subjects of a set are the reference. Half of the images of the other subjects are corrupted, at four strengths.
-Their distance to the reference should rise with every step, from that of the same images uncorrupted on (rank correlation 1), and at the
-mildest step it should already lie above all of {floors} clean sets of the same size (separated). A dropped mode takes the brighter half of
-the images away; at step 0 both halves are there alike. A ladder is passed if both hold.
+half of the subjects of a set are the reference. Half of the images of the other subjects are corrupted, at four strengths. That is done for
+{splits} splits of the subjects. *Ranked*: the mean distance rises with every step, from that of the same images uncorrupted on (rank
+correlation 1). *Seen from*: the first strength from which on {often:.0%} of the splits lie farther than {often:.0%} of the clean sets do. A
+dropped mode takes the brighter half of the images away; at step 0 both halves are there alike. A ladder is passed if it is ranked and its
+last step at least is seen. How early a step is seen depends on n as well: more images see more.
+
+*Untrained* is the same network with random weights, its readout fitted to the very set (the trained one's is not): what training adds.
 
 | corruption | strength | steps |
 | --- | --- | --- |
@@ -58,7 +65,8 @@ Of {count} ladders a set. Frechet: only where n is at least 2 x dimensions.
 
 ## By corruption
 
-KID. Each cell: rank correlation, then the distance at each step over the largest of the clean sets. **Bold**: passed.
+KID. Each cell: from which strength on it is seen, then the share of the splits that see each step. **Bold**: passed. The rank correlation
+stands there where it is not 1.
 
 {details}
 
@@ -141,7 +149,8 @@ SETS: dict[str, Callable[[Path | None], Set]] = {
 def climb(one: Set, extra: Sequence[Space], seed: int) -> tuple[dict[str, list[Rung]], list[str]]:
     """The rungs of each space, and what each took or why it was left out."""
     dims, found, notes = one.images.ndim - 2, {}, []
-    for space in [*spaces(dims), *(space for space in extra if space.dims == dims)]:
+    built = encoder.built_in(dims)
+    for space in [*spaces(dims), *([untrained(dims, one.images)] if built else []), *(space for space in extra if space.dims == dims)]:
         start = time.process_time()
         try:
             found[space.name] = climbed(space, one.images, seed=seed, subjects=one.subjects)
@@ -152,6 +161,16 @@ def climb(one: Set, extra: Sequence[Space], seed: int) -> tuple[dict[str, list[R
     return found, notes
 
 
+def untrained(dims: int, images: Tensor) -> Space:
+    """The built-in encoder's network with random weights, its readout fitted to the set."""
+    torch.manual_seed(0)
+    document = json.loads((encoder.folder_of(dims) / encoder.DOCUMENT).read_text())
+    network = build(document["encoder"]).eval()
+    with torch.no_grad():
+        network.fit_readout([torch.cat([network.description(image[None])[0] for image in images])])
+    return Space(UNTRAINED, dims, network.features, standard=True)
+
+
 def overview(found: dict[str, dict[str, list[Rung]]]) -> str:
     measures = ("KID", "MMD", "CMMD", "Frechet")
     lines = [f"| set | space | {' | '.join(measures)} |", f"| --- | --- |{' --- |' * len(measures)}"]
@@ -160,8 +179,7 @@ def overview(found: dict[str, dict[str, list[Rung]]]) -> str:
             cells = []
             for measure in measures:
                 own = [rung for rung in rungs if rung.measure == measure]
-                rising = sum(rung.rank_correlation > 1 - 1e-9 for rung in own)
-                cells.append(f"{sum(rung.passed for rung in own)} ({rising} rise)" if own else "n too small")
+                cells.append(f"{sum(rung.passed for rung in own)} ({sum(map(ranked, own))} ranked)" if own else "n too small")
             lines.append(f"| {name} | {space} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -175,30 +193,49 @@ def details(sets: dict[str, Set], found: dict[str, dict[str, list[Rung]]], notes
         lines += [f"Processor time, one thread: {'; '.join(notes[name])}.", ""]
         lines += [f"| corruption | {' | '.join(by_space)} |", f"| --- |{' --- |' * len(by_space)}"]
         for ladder in ladders():
-            cells = [told(next(r for r in rungs if r.ladder == ladder.name and r.measure == "KID")) for rungs in by_space.values()]
+            cells = [told(kid(rungs, ladder.name), ladder) for rungs in by_space.values()]
             lines.append(f"| {ladder.name} | {' | '.join(cells)} |")
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks)
 
 
-def told(rung: Rung) -> str:
-    steps = ", ".join(f"{value / rung.highest:.3g}" for value in rung.distances) if rung.highest > 0 else "clean sets at 0"
-    text = f"{rung.rank_correlation:.2f}: {steps}"
-    return f"**{text}**" if rung.passed else text
+def told(rung: Rung, ladder: Ladder) -> str:
+    text = f"from {ladder.steps[rung.seen - 1]:g}" if rung.seen else "not seen"
+    text = f"**{text}**" if rung.passed else text
+    return f"{text}: {', '.join(f'{share:.2f}' for share in rung.power)}" + ("" if ranked(rung) else f"; rank {rung.rank_correlation:.2f}")
+
+
+def kid(rungs: Sequence[Rung], ladder: str) -> Rung:
+    return next(rung for rung in rungs if rung.measure == "KID" and rung.ladder == ladder)
+
+
+def ranked(rung: Rung) -> bool:
+    return rung.rank_correlation > 1 - 1e-9
 
 
 def said(found: dict[str, dict[str, list[Rung]]]) -> str:
-    """How many ladders each space passes by KID, and which it does not, over all sets."""
+    """How many ladders each space passes by KID, which it does not, and the trained network against the untrained one, over all sets."""
     lines = []
     for space in dict.fromkeys(name for by_space in found.values() for name in by_space):
         rungs = [(name, r) for name, by_space in found.items() for r in by_space.get(space, []) if r.measure == "KID"]
-        flat = [f"{r.ladder} ({name}, {r.rank_correlation:.2f})" for name, r in rungs if r.rank_correlation < 1 - 1e-9]
-        late = [f"{r.ladder} ({name})" for name, r in rungs if not r.separated]
-        passed = sum(r.passed for _, r in rungs)
-        lines.append(
-            f"- {space}: {passed} of {len(rungs)} passed by KID. Not rising: {', '.join(flat) or 'none'}. Mildest step not separated:"
-        )
-        lines[-1] += f" {', '.join(late) or 'none'}."
+        flat = [f"{r.ladder} ({name}, {r.rank_correlation:.2f})" for name, r in rungs if not ranked(r)]
+        unseen = [f"{r.ladder} ({name})" for name, r in rungs if not r.seen]
+        passed, first = sum(r.passed for _, r in rungs), sum(r.seen == 1 for _, r in rungs)
+        lines.append(f"- {space}: {passed} of {len(rungs)} passed by KID, {first} of them seen at the mildest step.")
+        lines[-1] += f" Not ranked: {', '.join(flat) or 'none'}. Not seen at the last step: {', '.join(unseen) or 'none'}."
+    pairs = [
+        (kid(rungs, ladder.name), kid(by_space[UNTRAINED], ladder.name))
+        for by_space in found.values()
+        for space, rungs in by_space.items()
+        for ladder in ladders()
+        if space.startswith("encoder") and UNTRAINED in by_space
+    ]
+    more = sum(float(a.power.mean()) > float(b.power.mean()) + 0.025 for a, b in pairs)
+    fewer = sum(float(a.power.mean()) < float(b.power.mean()) - 0.025 for a, b in pairs)
+    lines.append(
+        f"- Trained against untrained, over {len(pairs)} ladders: training sees more in {more}, less in {fewer}, the same within 0.025"
+        " of the mean share in the others."
+    )
     return "\n".join(lines)
 
 
@@ -225,7 +262,8 @@ def main() -> None:
         arguments=" --data FOLDER" if given.data else "",
         machine=f"Here: torch {version('torch')}; Python {platform.python_version()}; {platform.machine()}.",
         seed=given.seed,
-        floors=FLOORS,
+        splits=SPLITS,
+        often=OFTEN,
         steps="\n".join(f"| {one.name} | {one.unit} | {', '.join(map(str, one.steps))} |" for one in ladders()),
         count=len(ladders()),
         overview=overview(found),

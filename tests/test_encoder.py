@@ -19,7 +19,7 @@ from medgen.evaluation.encoder import built_in, built_in_maps, save
 from medgen.metrics.feature import frechet
 from medgen.metrics.perceptual import perceptual
 from medgen.models.pretext import Pretext
-from medgen.nn.encoder import Encoder, Rebuilder, _halved
+from medgen.nn.encoder import FLAT, SHRINKAGE, Encoder, Rebuilder, _flattest, _halved
 from medgen.zoo import zoo_models
 
 ZOO = Path(__file__).parents[1] / "zoo"
@@ -224,19 +224,38 @@ def test_what_it_cannot_take_is_refused():
 
 
 def test_the_readout_whitens_what_varies_within_sets():
-    """Two sets far apart: within each the vectors are uncorrelated on average, the first of nearly unit variance, none above it, and what
+    """Two sets far apart: within each the vectors are uncorrelated on average, a rare direction is small, and what
     lies between the sets decides nothing: moving one of them changes no direction."""
     torch.manual_seed(0)
     encoder, moved = Encoder(2, (4, 8), 8), Encoder(2, (4, 8), 8)
-    mixing = torch.randn(24, 24, dtype=torch.float64)
-    draws = [torch.randn(4000, 24, dtype=torch.float64) @ mixing for _ in range(2)]
+    mixing = torch.randn(48, 48, dtype=torch.float64)
+    draws = [torch.randn(4000, 48, dtype=torch.float64) @ mixing for _ in range(2)]
     encoder.fit_readout([draws[0], draws[1] + 50])
     moved.fit_readout([draws[0], draws[1] - 20])
     assert torch.allclose(encoder.readout, moved.readout, atol=1e-4)
     within = sum(torch.cov((rows @ encoder.readout.double()).T) for rows in draws) / 2
     variances = within.diagonal()
     assert float((within - variances.diag()).abs().max()) < 1e-3
-    assert 0.9 < float(variances[0]) < 1 and bool((variances.diff() < 0).all())
+    pooled = sum(torch.cov(rows.T) for rows in draws) / 2
+    spread = pooled.diagonal().sqrt()
+    strongest = torch.linalg.eigvalsh(pooled / spread / spread[:, None]).flip(0)[:8]
+    assert torch.allclose(variances, strongest / (strongest + SHRINKAGE), atol=1e-3)
+
+
+@pytest.mark.parametrize("size", [(24, 20), (12, 9, 16)])
+def test_the_flattest_place_of_the_body_is_found_and_air_is_none(size):
+    m = torch.rand(1, 2, *size, generator=torch.Generator().manual_seed(0)) * torch.linspace(0.2, 2, size[-1])
+    body = torch.zeros(1, 1, *size)
+    body[..., 6:, 6:] = 1
+    windows, inside = m, body
+    for axis in range(2, m.ndim):
+        windows, inside = windows.unfold(axis, 4, 2), inside.unfold(axis, 4, 2)
+    deviations = (windows.flatten(-len(size)).var(-1, correction=0) + FLAT).log() / 2
+    inside = inside.flatten(-len(size)).any(-1).expand_as(deviations)
+    expected = torch.stack([own[there].min() for own, there in zip(deviations[0], inside[0], strict=True)])
+    assert torch.allclose(_flattest(m, body, 4)[0], expected, atol=1e-4)
+    assert torch.equal(_flattest(m, torch.zeros_like(body), 4), _flattest(m, torch.ones_like(body), 4))
+    assert bool((_flattest(m, torch.ones_like(body), 4)[0] < expected).all())
 
 
 def test_contrast_is_the_cross_entropy_among_all_views():

@@ -22,7 +22,7 @@ def test_the_fixed_feature_climbs_blur_and_contrast(heads):
     wanted = [one for one in ladder.ladders() if one.name in ("blur", "contrast")]
     rungs = [rung for rung in ladder.climbed(fixed(), heads[0], wanted, subjects=heads[1]) if rung.measure == "KID"]
     assert [(rung.ladder, rung.rank_correlation, rung.size) for rung in rungs] == [("blur", 1, 16), ("contrast", 1, 16)]
-    assert rungs[1].separated and all(rung.distances[1] > rung.highest > rung.floor for rung in rungs)
+    assert all(rung.passed and rung.distances.shape == (ladder.SPLITS, 5) for rung in rungs)
 
 
 def test_a_blind_space_does_not_pass(heads):
@@ -43,6 +43,18 @@ def test_a_space_of_brightness_sees_the_dropped_mode_and_neither_blur_nor_noise(
     rungs = ladder.climbed(Space("brightness", 0, brightness), images)
     passed = {rung.ladder for rung in rungs if rung.measure == "Frechet" and rung.passed}
     assert "mode dropped" in passed and not {"blur", "noise"} & passed
+
+
+def test_a_step_is_seen_where_nearly_all_splits_are_beyond_the_clean_sets():
+    rng = np.random.default_rng(0)
+    clean = rng.uniform(0, 1, (20, 1))
+    late = ladder.Rung("space", "KID", "blur", 8, np.hstack([clean, clean + 0.01, clean + 0.5, clean + 2, clean + 3]))
+    assert late.seen == 3 and late.passed and late.power.tolist()[2:] == [1.0, 1.0]
+    assert 0.0 < late.power[0] < late.power[1] < 1
+    falling = ladder.Rung("space", "KID", "blur", 8, np.hstack([clean, clean + 3, clean + 2, clean + 4, clean + 5]))
+    assert falling.seen == 1 and falling.rank_correlation == pytest.approx(0.9) and not falling.passed
+    blind = ladder.Rung("space", "KID", "blur", 8, np.hstack([clean, clean + 2, clean + 2.1, clean + 2.2, clean]))
+    assert blind.seen is None and not blind.passed
 
 
 def test_corruptions_are_what_they_say(heads):

@@ -34,7 +34,7 @@ def built_in(dims: int) -> Space | None:
     if folder is None:
         return None
     name, encoder = _loaded(folder, _state(folder))
-    return Space(name, dims, encoder.features)
+    return Space(name, dims, encoder.features, standard=True)
 
 
 def built_in_maps(dims: int) -> Callable[[Tensor], Sequence[Tensor]] | None:

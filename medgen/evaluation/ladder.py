@@ -16,7 +16,8 @@ from medgen.core.random import generator
 from medgen.metrics.sets import CMMD, FRECHET, KID, MMD, frechet_fits, standardised
 from medgen.metrics.space import Space
 
-FLOORS = 20  # draws of clean sets
+SPLITS = 50  # of the subjects into reference and rest
+OFTEN = 0.95  # of the splits: a step is seen if so many distances lie above this quantile of the clean ones
 LEAST = 8  # images of a set
 MEASURES = (FRECHET, KID, MMD, CMMD)
 
@@ -42,37 +43,51 @@ class Rung:
     """How a space and a distance fared with one corruption.
 
     Attributes:
-        floor: the mean distance of clean sets of the same size; highest: the largest of 20 draws.
-        clean: the distance of the very images that are corrupted, before they are.
-        distances: at each step.
+        size: images in a corrupted set.
+        distances: (splits, 1 + steps) from the reference: of the clean images, and of the same images at each step.
     """
 
     space: str
     measure: str
     ladder: str
     size: int
-    floor: float
-    highest: float
-    clean: float
-    distances: tuple[float, ...]
+    distances: np.ndarray
+
+    @property
+    def means(self) -> np.ndarray:
+        """(1 + steps,) over the splits."""
+        return self.distances.mean(0)
+
+    @property
+    def highest(self) -> float:
+        """What a clean set stays below in 95 % of the splits."""
+        return float(np.quantile(self.distances[:, 0], OFTEN))
 
     @property
     def rank_correlation(self) -> float:
-        """Spearman's, of step number and distance, the same images uncorrupted being step 0: 1 if the distance always rises."""
-        return spearman(range(len(self.distances) + 1), (self.clean, *self.distances))
+        """Spearman's, of step number and mean distance, the clean images being step 0: 1 if the distance always rises."""
+        return spearman(range(len(self.means)), self.means)
 
     @property
-    def separated(self) -> bool:
-        """Whether the mildest step is farther than every one of 20 clean sets."""
-        return self.distances[0] > self.highest
+    def power(self) -> np.ndarray:
+        """(steps,) the share of the splits in which a step is farther than 95 % of clean sets."""
+        return (self.distances[:, 1:] > self.highest).mean(0)
+
+    @property
+    def seen(self) -> int | None:
+        """The first step, counted from 1, from which on 95 % of the splits see the corruption; None if the last is not."""
+        late = np.flatnonzero(self.power < OFTEN)
+        first = 1 if not len(late) else int(late[-1]) + 2
+        return first if first <= len(self.power) else None
 
     @property
     def passed(self) -> bool:
-        return self.separated and self.rank_correlation > 1 - 1e-9
+        """Ranked correctly, and seen at the last step at least."""
+        return self.seen is not None and self.rank_correlation > 1 - 1e-9
 
 
 def ladders() -> list[Ladder]:
-    """What is asked of every space. `modes` drops a kind of image; it picks images instead of changing them, see `climbed`."""
+    """What is asked of every space. The last one drops a kind of image: it picks images instead of changing them, see `climbed`."""
     return [
         Ladder("blur", "sigma, voxels", (0.5, 1.0, 1.5, 2.0), blurred),
         Ladder("noise", "std, range 2", (0.02, 0.05, 0.1, 0.2), noisy),
@@ -85,24 +100,28 @@ def ladders() -> list[Ladder]:
 def climbed(space: Space, images: Tensor, among: Sequence[Ladder] | None = None, seed: int = 0, subjects: Sequence[str] = ()) -> list[Rung]:
     """Every corruption of some of the images (N, C, *S), by the distance of the rest from them.
 
-    Half of the subjects (of the images, without subjects) are the reference. Of the other half, half of the images are corrupted; as many
-    clean ones, 20 times drawn, are the floor. The distance should rise from that of the same images uncorrupted. For the dropped mode,
-    which goes by mean brightness, images are picked from that half instead: ever fewer of its brighter ones.
+    Half of the subjects (of the images, without subjects) are the reference; of the images of the other half, half are corrupted. That is
+    done for 50 splits, so that it is not one split's luck which distance rises. For the dropped mode, which goes by mean brightness, images
+    are picked from the other half instead: ever fewer of its brighter ones.
 
     Raises:
         MedgenError: fewer than 32 images.
     """
     if len(images) < 4 * LEAST:
         raise MedgenError(f"a ladder needs {4 * LEAST} images, got {len(images)}")
-    reference, pool = _parted(len(images), subjects, seed)
-    size = len(pool) // 2
-    features = space.features(images)
-    picks = [pool[torch.from_numpy(generator(seed, 1, i).permutation(len(pool))[:size].copy())] for i in range(FLOORS)]
-    rungs = []
+    splits = [_parted(len(images), subjects, seed, i) for i in range(SPLITS)]
+    clean, found = space.features(images), []
     for ladder in ladders() if among is None else among:
-        stages = [_stage(space, images, features, ladder, strength, pool, picks[0], seed) for strength in (0.0, *ladder.steps)]
-        rungs += _rungs(space, ladder, features, reference, picks, stages)
-    return rungs
+        if ladder.name == "mode dropped":
+            stages = [clean]
+            rows = [
+                [pool[without_mode(images[pool], share, len(pool) // 2, seed)] for share in (0.0, *ladder.steps)] for _, pool, _ in splits
+            ]
+        else:
+            stages = [clean, *(space.features(ladder.apply(images, strength, seed)) for strength in ladder.steps)]
+            rows = [[pick + i * len(images) for i in range(len(stages))] for _, _, pick in splits]
+        found += _rungs(space, ladder, stages, [reference for reference, _, _ in splits], rows)
+    return found
 
 
 def spearman(x: Sequence[float], y: Sequence[float]) -> float:
@@ -155,41 +174,34 @@ def without_mode(images: Tensor, share: float, size: int, seed: int = 0) -> Tens
     return torch.cat([bright[:keep], dark[: size - keep]])
 
 
-def _stage(
-    space: Space, images: Tensor, features: Tensor, ladder: Ladder, strength: float, pool: Tensor, picked: Tensor, seed: int
-) -> Tensor:
-    """Features of the corrupted set; at strength 0 of the set before."""
-    if ladder.name == "mode dropped":
-        return features[pool[without_mode(images[pool], strength, len(picked), seed)]]
-    return space.features(ladder.apply(images[picked], strength, seed)) if strength else features[picked]
-
-
 def _rungs(
-    space: Space, ladder: Ladder, features: Tensor, reference: Tensor, picks: Sequence[Tensor], stages: Sequence[Tensor]
+    space: Space, ladder: Ladder, stages: Sequence[Tensor], references: Sequence[Tensor], rows: Sequence[Sequence[Tensor]]
 ) -> list[Rung]:
-    """By each distance that the numbers allow."""
-    together = torch.cat([features, *stages])
+    """By each distance that the numbers allow. `rows` of the stages one after the other, for each split and step."""
+    clean, together = stages[0], torch.cat(list(stages))
     if space.standard:
-        together = standardised(together, features)
-    size, count, found = len(picks[0]), len(features), []
+        together = standardised(together, clean)
+    size, found = len(rows[0][0]), []
     for measure in MEASURES:
-        if measure is FRECHET and not frechet_fits(size, features.shape[1]):
+        if measure is FRECHET and not frechet_fits(size, clean.shape[1]):
             continue
-        ready = measure.prepare(together, together[:count])
-        clean = [float(measure.between(ready, pick, reference)[0]) for pick in picks]
-        rows = [torch.arange(size) + count + i * size for i in range(len(stages))]
-        first, *steps = (float(measure.between(ready, row, reference)[0]) for row in rows)
-        found.append(Rung(space.name, measure.names[0], ladder.name, size, sum(clean) / len(clean), max(clean), first, tuple(steps)))
+        ready = measure.prepare(together, together[: len(clean)])
+        distances = [
+            [float(measure.between(ready, row, reference)[0]) for row in steps] for steps, reference in zip(rows, references, strict=True)
+        ]
+        found.append(Rung(space.name, measure.names[0], ladder.name, size, np.asarray(distances)))
     return found
 
 
-def _parted(count: int, subjects: Sequence[str], seed: int) -> tuple[Tensor, Tensor]:
-    """Rows of the reference and of the rest, by subject; the rest is cut to an even number."""
+def _parted(count: int, subjects: Sequence[str], seed: int, split: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows of the reference, of the rest, and of half of the rest: by subject; the rest is cut to an even number."""
     names = np.asarray(subjects, str) if len(subjects) else np.arange(count).astype(str)
     unique, unit = np.unique(names, return_inverse=True)
-    first = np.isin(unit, generator(seed, 0).permutation(len(unique))[: len(unique) // 2])
+    first = np.isin(unit, generator(seed, 0, split).permutation(len(unique))[: len(unique) // 2])
     pool = np.flatnonzero(~first)
-    return torch.from_numpy(np.flatnonzero(first)), torch.from_numpy(pool[: len(pool) // 2 * 2])
+    pool = pool[: len(pool) // 2 * 2]
+    pick = pool[generator(seed, 1, split).permutation(len(pool))[: len(pool) // 2]]
+    return torch.from_numpy(np.flatnonzero(first)), torch.from_numpy(pool), torch.from_numpy(pick.copy())
 
 
 def _smoothed(images: Tensor, sigma: float) -> Tensor:

@@ -14,13 +14,16 @@ from medgen.nn.grid import CONVOLUTIONS, check_levels
 
 EPS = 1e-6  # under a standard deviation, in squared activations
 FLAT = 1e-3  # what counts as no contrast, in squared activations
-SHRINKAGE = 0.3  # added to the variances that whitening divides by, in those of one standardised statistic: rare directions stay small
+AIR = -0.95  # network units: a window with nothing above it shows no body
+WINDOWS = (4, 8)  # edges in which the flattest place of a map is sought
+SHRINKAGE = 5.0  # added to the variances that whitening divides by, in those of one standardised statistic: rare directions stay small
 VOXELS = 1 << 20  # of the input that go through the network at once
 LINEAR = {2: "bilinear", 3: "trilinear"}
 
 
 class Encoder(nn.Module):
-    """Convolutions at four scales, each map summed up by its mean and standard deviation over space, decorrelated to a short vector.
+    """Convolutions at four scales, each map summed up by its mean, its standard deviation and its flattest place, decorrelated to a short
+    vector. The mean and the deviation are of the whole image; what is smoothed away in one place hardly moves them, and is the flattest.
 
     It judges realism, so nothing in it normalises an image: contrast, noise and sharpness reach the features. Scales are parted by a
     box filter of 3 before each halving (Zhang 2019: without one, a shift by a voxel changes the maps), and borders repeat the last
@@ -38,12 +41,13 @@ class Encoder(nn.Module):
         super().__init__()
         channels = check_levels("Encoder", spatial_dims, channels)
         self.width = 2 * sum(channels)
+        described = self.width + len(WINDOWS) * sum(channels)
         if spatial_dims not in LINEAR or not 4 <= features <= self.width:
             raise MedgenError(f"Encoder: expected 2 or 3 dimensions and 4 to {self.width} features, got {spatial_dims} and {features}")
         self.spatial_dims, self.channels = spatial_dims, channels
         self.scales = nn.ModuleList(_Scale(spatial_dims, a, b) for a, b in pairwise((1, *channels)))
-        self.register_buffer("centre", torch.zeros(self.width))
-        self.register_buffer("readout", torch.eye(self.width)[:, :features].clone())
+        self.register_buffer("centre", torch.zeros(described))
+        self.register_buffer("readout", torch.eye(described)[:, :features].clone())
 
     def maps(self, x: Tensor) -> list[Tensor]:
         """Images (B, C, *S) in network units -> one map (B, C K, *S / 2^i) of each scale i, sizes rounded up.
@@ -63,24 +67,26 @@ class Encoder(nn.Module):
 
     def statistics(self, x: Tensor) -> Tensor:
         """Images (B, C, *S) -> means and standard deviations over space of every map, (B, C, width): what training sees."""
-        return torch.cat([torch.cat(pair, 2) for pair in self._moments(x)], 2)
+        return torch.cat([torch.cat(_moments(m), 1) for m in self._each(x)], 1).unflatten(0, x.shape[:2])
 
     def description(self, x: Tensor) -> Tensor:
-        """The same made comparable, (B, C, width): means over the root of the mean square, within -1 and 1, and log standard deviations,
-        in which a factor of contrast or noise is a step wherever it starts from. `FLAT` keeps empty images from being outliers."""
-        parts = []
-        for mean, deviation in self._moments(x):
+        """What the readout sees, made comparable, (B, C, width of the readout): means over the root of the mean square, within -1 and 1,
+        and log standard deviations, of the whole map and of its flattest window of each size, in which a factor of contrast or noise is
+        a step wherever it starts from. `FLAT` keeps empty images from being outliers; windows of air are no place."""
+        parts, body = [], (x.flatten(0, 1)[:, None] > AIR).to(self.centre)
+        for i, m in enumerate(self._each(x)):
+            body = _any(body, 3, 2, 1) if i else body
+            mean, deviation = _moments(m)
             variance = deviation.square() + FLAT
-            parts.append(torch.cat([mean / (mean.square() + variance).sqrt(), variance.log() / 2], 2))
-        return torch.cat(parts, 2)
+            m = m - mean.reshape(*mean.shape, *(1,) * self.spatial_dims)  # for windows' variances, by mean squares, to keep their digits
+            parts += [mean / (mean.square() + variance).sqrt(), variance.log() / 2]
+            parts += [_flattest(m, body, edge) for edge in WINDOWS]
+        return torch.cat(parts, 1).unflatten(0, x.shape[:2])
 
-    def _moments(self, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Mean and standard deviation (B, C, K) of each scale."""
+    def _each(self, x: Tensor) -> Iterator[Tensor]:
+        """The maps (B C, K, *S / 2^i), channel by channel."""
         for m in self.maps(x):
-            spread = m.flatten(2).float()
-            mean = spread.mean(2, keepdim=True)
-            deviation = ((spread - mean).square().mean(2) + EPS).sqrt()
-            yield mean[..., 0].unflatten(1, (x.shape[1], -1)), deviation.unflatten(1, (x.shape[1], -1))
+            yield m.float().reshape(x.shape[0] * x.shape[1], -1, *m.shape[2:])
 
     @torch.no_grad()
     def features(self, x: Tensor) -> Tensor:
@@ -151,6 +157,29 @@ class _Scale(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = F.leaky_relu(self.enter(x), 0.2)
         return F.leaky_relu(h + self.inner(h), 0.2)
+
+
+def _moments(m: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation over space, (N, K) each, of maps (N, K, *S)."""
+    spread = m.flatten(2)
+    mean = spread.mean(2, keepdim=True)
+    return mean[..., 0], ((spread - mean).square().mean(2) + EPS).sqrt()
+
+
+def _flattest(m: Tensor, body: Tensor, edge: int) -> Tensor:
+    """The least log standard deviation (N, K) in windows of `edge` voxels, half overlapping, that show some of the body (N, 1, *S); of all
+    windows where none does."""
+    size, step = [min(edge, n) for n in m.shape[2:]], [max(1, min(edge, n) // 2) for n in m.shape[2:]]
+    pool = F.avg_pool2d if m.ndim == 4 else F.avg_pool3d
+    variance = (pool(m.square(), size, step) - pool(m, size, step).square()).clamp(min=0) + FLAT
+    seen = _any(body, size, step, 0).flatten(2) > 0
+    seen = seen | ~seen.any(2, keepdim=True)
+    return variance.flatten(2).masked_fill(~seen, float("inf")).amin(2).log() / 2
+
+
+def _any(body: Tensor, size: int | list[int], step: int | list[int], padding: int) -> Tensor:
+    """1 where a window holds a 1."""
+    return (F.max_pool2d if body.ndim == 4 else F.max_pool3d)(body, size, step, padding)
 
 
 def _halved(x: Tensor) -> Tensor:
