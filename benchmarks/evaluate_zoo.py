@@ -42,10 +42,15 @@ class Plan:
     model: str
     data: str
     options: tuple[str, ...] = ()
+    how: str = ""  # what sets it apart from another plan of the two
 
     @property
     def name(self) -> str:
-        return f"{self.model}-{self.data}"
+        return "-".join(filter(None, (self.model, self.data, self.how.replace(" ", "_"))))
+
+    @property
+    def title(self) -> str:
+        return f"{self.model} on {self.data}" + (f", {self.how}" if self.how else "")
 
 
 HEADS = ("--labels", f"tissue={TISSUES}")
@@ -61,15 +66,18 @@ PLANS = (
     Plan("t1_to_t2_flow", "heads", (*HEADS, *FEWER)),
     Plan("t1_to_t2_flow", "brains", ("--domain", "site", *FEWER, "--quick")),
     Plan("t1_to_t2_diffusion", "heads", (*HEADS, *FEWER)),
+    Plan("t1_to_t2_flow", "heads", ("--parts", "pixel"), "all steps"),
+    Plan("t1_to_t2_diffusion", "heads", ("--parts", "pixel"), "all steps"),
+    Plan("t1_to_t2_diffusion", "heads", (*FEWER, "--parts", "pixel", "calibration", "--draws", "6"), "six draws"),
     Plan("t1_to_t2_diffusion", "brains", ("--domain", "site", *FEWER, "--quick")),
 )
 SETS = {
-    "slices": "drawn heads between the heights that the prior was trained on; the 64 of training and 24 others",
+    "slices": "drawn heads between the heights that the prior was trained on; 64 of the 512 of training and 24 others",
     "xrays": "PneumoniaMNIST, 28 x 28, normal or pneumonia: its training and its validation pictures, each picture once",
     "nuclei": "64 x 64 crops of stained tissue tiles with masks of their nuclei: 44 tiles to train, 6 to validate, 25 to test; "
     "tiles of one field of view, which continue one another, lie in one split",
-    "heads": "4 drawn heads with skull, 3.5 mm voxels: for models of stripped heads a test of what they never saw; translations by 6 steps",
-    "brains": "patient07 (trained on), patient19 and stroke01 (another site), all skull-stripped; translations by 6 steps",
+    "heads": "4 drawn heads with skull, 3.5 mm voxels: for models of stripped heads a test of what they never saw; translations by 6 steps unless said",
+    "brains": "patient07 (trained on), patient19 and stroke01 (another site), all skull-stripped; translations by 6 steps unless said",
     "hippocampus": "Medical Segmentation Decathlon Task04, 140 subjects to train, 20 to validate, 40 to test",
 }
 
@@ -150,12 +158,12 @@ def write(folder: Path, out: Path) -> None:
             print(f"not run yet: {plan.name}", file=sys.stderr)
             continue
         report = json.loads(place.read_text())
-        lines += [f"## {plan.model} on {plan.data}", f"{SETS[plan.data][:1].upper()}{SETS[plan.data][1:]}.", *measured_lines(report)]
+        lines += [f"## {plan.title}", f"{SETS[plan.data][:1].upper()}{SETS[plan.data][1:]}.", *measured_lines(report)]
         picture = next(iter(sorted((folder / plan.name / "figures").glob("*_1.png"), key=_first)), None)
         if picture is not None:
             target = f"evaluation-{plan.name}.png"
             shutil.copyfile(picture, out / target)
-            lines.append(f"![{plan.model} on {plan.data}]({target})")
+            lines.append(f"![{plan.title}]({target})")
     (out / "evaluation.md").write_text(spaced(lines))
     print(f"written: {out / 'evaluation.md'}")
 
