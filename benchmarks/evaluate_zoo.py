@@ -76,7 +76,8 @@ SETS = {
     "xrays": "PneumoniaMNIST, 28 x 28, normal or pneumonia: its training and its validation pictures, each picture once",
     "nuclei": "64 x 64 crops of stained tissue tiles with masks of their nuclei: 44 tiles to train, 6 to validate, 25 to test; "
     "tiles of one field of view, which continue one another, lie in one split",
-    "heads": "4 drawn heads with skull, 3.5 mm voxels: for models of stripped heads a test of what they never saw; translations by 6 steps unless said",
+    "heads": "4 drawn heads with skull, 3.5 mm voxels: for models of stripped heads a test of what they never saw; translations by 6 steps "
+    "unless said",
     "brains": "patient07 (trained on), patient19 and stroke01 (another site), all skull-stripped; translations by 6 steps unless said",
     "hippocampus": "Medical Segmentation Decathlon Task04, 140 subjects to train, 20 to validate, 40 to test",
 }
