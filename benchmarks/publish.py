@@ -1,6 +1,6 @@
 """Put trained runs into zoo/ with cards whose numbers come from the result files, never from a keyboard.
 
-python benchmarks/publish.py runs/spine demo          # after benchmarks/spine.py translation and `medgen demo -o demo`
+python benchmarks/publish.py runs/spine                # after benchmarks/spine.py translation
 python benchmarks/publish.py --second runs/second      # after benchmarks/second_half.py flow and benchmarks/reconstruction.py run
 python benchmarks/hippocampus.py publish runs/hippocampus    # that page's own model
 """
@@ -110,31 +110,6 @@ def reconstructor(run: Path) -> Entry:
     )
 
 
-def phantom_prior(folder: Path) -> Entry:
-    """The demo's model with the demo's report."""
-    report = json.loads((folder / "report.json").read_text())
-    near = report["nearest_training"]
-    rows = [
-        "| quantity | value |",
-        "|---|---|",
-        f"| feature distance over the real-against-real floor (n = {report['n']['in_ratio']}) | {report['frechet']['ratio']:.2f} |",
-        f"| RMS distance to the nearest training image: samples, median | {near['samples_median']:.3f} |",
-        f"| RMS distance to the nearest training image: held-out images, median | {near['held_out_median']:.3f} |",
-    ]
-    return Entry(
-        "brain_phantom",
-        folder / "run",
-        "Phantom brains, T1-weighted, 64 x 64",
-        "Unconditional EDM diffusion over axial slices of medgen's drawn heads: a prior for trying things out, with known truth.",
-        "make demo",
-        {"name": "medgen brain phantom", "licence": "Apache-2.0", "attribution": "medgen", "subjects": 64},
-        {"feature distance / floor": f"{report['frechet']['ratio']:.2f}"},
-        "\n".join(rows),
-        "- Drawn anatomy, not patients: nothing learned here transfers to clinical images by itself.\n"
-        "- Trained for minutes; fine cortical folds are softer than in the phantom.",
-    )
-
-
 def count(subjects: int) -> str:
     return f"{subjects} subject" + "s" * (subjects != 1)
 
@@ -168,8 +143,9 @@ def publish(entry: Entry) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "card.md"
         path.write_text(card(entry))
-        source = entry.run / "checkpoints" / "last"
-        medgen(["zoo", "add", str(source), entry.name, "--zoo", str(ROOT / "zoo"), "--card", str(path), "--half", "--overwrite"])
+        source, exported = entry.run / "checkpoints" / "last", Path(scratch) / "exported"
+        medgen(["export", str(source), "-o", str(exported), "--card", str(path), "--force", "trained on one subject: privacy has no test"])
+        medgen(["zoo", "add", str(exported), entry.name, "--zoo", str(ROOT / "zoo"), "--card", str(path), "--half", "--overwrite"])
     folder = ROOT / "zoo" / entry.name
     document = read_document(folder)
     document["contract"]["data"] = entry.data
@@ -180,7 +156,6 @@ def publish(entry: Entry) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("spine", type=Path, nargs="?", help="folder of the spine runs")
-    parser.add_argument("demo", type=Path, nargs="?", help="folder of a demo")
     parser.add_argument("--second", type=Path, help="folder with flow/ and rec_l1/")
     options = parser.parse_args()
     spine = json.loads((ROOT / "docs/results/spine_translation.json").read_text())
@@ -189,9 +164,8 @@ def main() -> None:
         flow = options.second / "flow"
         publish(translator("t1_to_t2_flow", flow, "rectified flow, one draw", "T1 to T2, rectified flow", summary, spine))
         publish(reconstructor(options.second / "rec_l1"))
-    if options.demo is None:
+    if options.spine is None:
         return
-    publish(phantom_prior(options.demo))
     method, title = "conditional diffusion, one draw", "T1 to T2, conditional diffusion"
     summary = "Draws one plausible T2 for a T1, slice by slice."
     publish(translator("t1_to_t2_diffusion", options.spine / "diffusion", method, title, summary, spine))

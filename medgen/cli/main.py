@@ -303,7 +303,7 @@ def _zoo(parser: argparse.ArgumentParser) -> None:
     shown.add_argument("--json", action="store_true", help="as JSON")
     actions.add_parser("show", help="the card of a model").add_argument("model")
     add = actions.add_parser("add", help="copy a trained model into a zoo folder")
-    add.add_argument("model", help="run or checkpoint folder")
+    add.add_argument("model", help="folder that `medgen export` wrote")
     add.add_argument("name", help="name in the zoo")
     add.add_argument("--zoo", default="zoo", help="zoo folder (default ./zoo)")
     add.add_argument("--card", help="Markdown file with the model's card")
