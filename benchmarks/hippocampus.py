@@ -32,9 +32,9 @@ from medgen.core.random import generator
 from medgen.data.augment import Augment
 from medgen.data.files import FileData
 from medgen.data.module import DataModule
+from medgen.evaluation.made import network_units
 from medgen.evaluation.pictures import lettered
 from medgen.evaluation.samples import evaluate_samples
-from medgen.evaluation.work import network_units
 from medgen.inference import Pretrained, load
 from medgen.metrics.feature import nearest_distances
 from medgen.metrics.pixel import psnr, ssim

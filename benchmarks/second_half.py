@@ -32,11 +32,11 @@ from torch import Tensor
 from medgen.core.picture import gray, upright
 from medgen.data.files import FileData
 from medgen.data.manifest import Manifest
+from medgen.evaluation.made import network_units, real_images
 from medgen.evaluation.masks import body_mask
 from medgen.evaluation.pictures import heights, lettered, plane
 from medgen.evaluation.pixel import protocol, score_case, summary
 from medgen.evaluation.samples import write_samples_report
-from medgen.evaluation.work import network_units, real_images
 from medgen.inference import Pretrained, load
 from medgen.metrics.pixel import psnr, ssim
 

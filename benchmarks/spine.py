@@ -27,10 +27,11 @@ from medgen.core.picture import gray
 from medgen.data.files import FileData
 from medgen.data.manifest import Manifest
 from medgen.evaluation.baselines import copy_source, fit_curve
+from medgen.evaluation.made import network_units, real_images
 from medgen.evaluation.pictures import heights, lettered, plane
 from medgen.evaluation.pixel import protocol, score_case, summary
 from medgen.evaluation.samples import write_samples_report
-from medgen.evaluation.work import Case, Work, network_units, real_images
+from medgen.evaluation.work import Case, Work
 from medgen.inference import Pretrained, load
 
 SUBJECTS = {"patient07": ("train", "ms_brain"), "patient19": ("test", "ms_brain"), "stroke01": ("test", "stroke_brain")}

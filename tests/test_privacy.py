@@ -326,6 +326,17 @@ def test_a_model_that_answers_gives_its_training_set_away_by_its_error(gaussian,
     assert healthy.level == Level.GOOD and healthy.numbers["membership"]["auc"].value == pytest.approx(0.5, abs=0.1)
 
 
+def test_held_out_images_that_are_easier_than_training_ones_are_told(gaussian):
+    class Worse(Answers):
+        def sample(self, condition, shape, rng):
+            off = torch.tensor([0.3 if bool((self.images == x).flatten(1).all(1).any()) else 0.0 for x in condition.dense])
+            return condition.dense + off.reshape(-1, 1, 1, 1) * rng.normal(tuple(shape))
+
+    folder, table, training = gaussian
+    found = privacy.section(translation(folder, table, Worse(training, True)))
+    assert found.numbers["membership"]["auc"].value == 0.0 and found.level == Level.WATCH and "below chance" in found.verdict
+
+
 def test_processes_share_what_the_membership_test_asks(gaussian, monkeypatch):
     folder, path, training = gaussian
     asked, denoise = [], Memoriser.denoise

@@ -14,9 +14,10 @@ from medgen.core.volume import Volume
 from medgen.data.manifest import Manifest
 from medgen.data.readers import read
 from medgen.evaluation.cost import Calls
+from medgen.evaluation.made import network_units
 from medgen.evaluation.section import Estimate, Level, Section, skipped
 from medgen.evaluation.training_set import read_targets
-from medgen.evaluation.work import Work, network_units
+from medgen.evaluation.work import Work
 from medgen.inference import Pretrained
 from medgen.metrics.monitor import PSNR, FeatureDistance
 from medgen.samplers.euler import Euler

@@ -12,8 +12,8 @@ from medgen.checkpoint import build
 from medgen.cli.configs import compose, resolved
 from medgen.cli.run import new_run
 from medgen.core.errors import MedgenError
+from medgen.evaluation.made import network_units, real_images
 from medgen.evaluation.samples import write_samples_report
-from medgen.evaluation.work import network_units, real_images
 from medgen.inference import load
 
 LIMIT = 4.0  # times the real-against-real feature distance; the run in zoo/brain_phantom/card.md is well below

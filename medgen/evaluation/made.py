@@ -1,11 +1,11 @@
-"""A model's answer for one case, and how it is kept on disk."""
+"""A model's answer for one case, how it is kept on disk, and images as networks have them."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from medgen.core.volume import Volume
+from medgen.data.files import FileData
 from medgen.evaluation.cost import Cost
+from medgen.inference import Pretrained
 
 
 @dataclass(frozen=True)
@@ -74,3 +77,26 @@ def written(path: Path, write: Callable[[Any], None]) -> None:
     with partial.open("wb") as file:
         write(file)
     os.replace(partial, path)
+
+
+def real_images(data: FileData, split: str, channels: Sequence[str]) -> Tensor:
+    """All cases of a split, (N, C, *S)."""
+    cases, rng = data.split(split), np.random.default_rng(0)
+    rows = (cases.case(i, rng) for i in range(len(cases)))
+    return torch.from_numpy(np.stack([np.concatenate([row[c] for c in channels]) for row in rows]))
+
+
+def network_units(model: Pretrained, volume: Volume) -> Tensor:
+    """A generated volume back in network units, without the thin axis of a slice: (C, *S)."""
+    contract = model.contract
+    array = np.stack([contract.map_of(c).forward(volume.array[i], **contract.typical(c)) for i, c in enumerate(contract.target)])
+    if contract.slice_axis is not None and volume.affine is not None:
+        array = array.squeeze(contract.slice_axis + 1)
+    return torch.from_numpy(np.ascontiguousarray(array, np.float32))
+
+
+def as_volume(sample: np.ndarray, acquired: Any, image: Volume) -> np.ndarray:
+    """One draw (N, C, *S) as the volume (C, *S) that `image` is."""
+    if sample.shape[0] == 1:
+        return sample[0]
+    return np.moveaxis(sample, 0, acquired.axis + 1).reshape(image.array.shape)

@@ -180,7 +180,7 @@ def judged(found: Sequence[Copies], told: Attack | None, known: TrainingSet, cou
     corrected = holm([copy.relative[first].p for copy in found])
     auc = told.whole.interval if told else None
     bad = [c for c, p in zip(found, corrected, strict=True) if p < SURE and c.relative[first].interval[0] > COPIED]
-    watch = any(p < SEEN for p in corrected) or not known.sure or (auc is not None and auc[0] > 0.5)
+    watch = any(p < SEEN for p in corrected) or not known.sure or (auc is not None and (auc[0] > 0.5 or auc[1] <= 0.5))
     level = Level.BAD if bad or (auc is not None and auc[0] >= TOLD) else Level.WATCH if watch else Level.GOOD
     numbers: dict[str, Any] = {"compared": known.told, "training_known": known.sure}
     numbers |= {"subjects": {"train": counts[0], "held_out": counts[1]}}
@@ -210,6 +210,8 @@ def _verdict(found: Sequence[Copies], told: Attack | None, bad: Sequence[Copies]
         said.append(
             f"Whether an image was in the training set is told by the {told.score} with an AUC of {whole.auc:.2f}{sure} (chance: 0.5)."
         )
+        if whole.interval and whole.interval[1] <= 0.5:
+            said.append("That is below chance: the held-out images are easier for it than those of training, which can hide membership.")
     if not known.sure:
         said.append("It is not certain that these are the images that the model was trained on.")
     return " ".join(said)

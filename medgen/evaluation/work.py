@@ -28,7 +28,7 @@ from medgen.data.planes import plane_of
 from medgen.data.readers import parted, read
 from medgen.evaluation.cost import Cost, Measured
 from medgen.evaluation.facts import described, weights_digest
-from medgen.evaluation.made import Made, load, save, summed, written
+from medgen.evaluation.made import Made, as_volume, load, network_units, real_images, save, summed, written
 from medgen.evaluation.masks import body_mask
 from medgen.inference import Pretrained
 
@@ -328,7 +328,7 @@ class Work:
         std = None if result.std is None else torch.from_numpy(result.std.array.astype(np.float32))[None] * scale
         made = {"image": mapped(result.image.array), "std": std, "view": mapped(result.view.array), "residual": result.residual}
         if self.draws > 1:
-            made["draws"] = torch.cat([mapped(_as_volume(sample, acquired, result.image)) for sample in result.samples])
+            made["draws"] = torch.cat([mapped(as_volume(sample, acquired, result.image)) for sample in result.samples])
         return made
 
     def _sample(self, number: int) -> Tensor:
@@ -382,26 +382,3 @@ class Work:
 
     def _labels_on_grid(self, volume: Volume) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(self.model.regridded(volume, labels=True).array)).long()[None]
-
-
-def real_images(data: FileData, split: str, channels: Sequence[str]) -> Tensor:
-    """All cases of a split, (N, C, *S)."""
-    cases, rng = data.split(split), np.random.default_rng(0)
-    rows = (cases.case(i, rng) for i in range(len(cases)))
-    return torch.from_numpy(np.stack([np.concatenate([row[c] for c in channels]) for row in rows]))
-
-
-def network_units(model: Pretrained, volume: Volume) -> Tensor:
-    """A generated volume back in network units, without the thin axis of a slice: (C, *S)."""
-    contract = model.contract
-    array = np.stack([contract.map_of(c).forward(volume.array[i], **contract.typical(c)) for i, c in enumerate(contract.target)])
-    if contract.slice_axis is not None and volume.affine is not None:
-        array = array.squeeze(contract.slice_axis + 1)
-    return torch.from_numpy(np.ascontiguousarray(array, np.float32))
-
-
-def _as_volume(sample: np.ndarray, acquired: Any, image: Volume) -> np.ndarray:
-    """One draw (N, C, *S) as the volume (C, *S) that `image` is."""
-    if sample.shape[0] == 1:
-        return sample[0]
-    return np.moveaxis(sample, 0, acquired.axis + 1).reshape(image.array.shape)
