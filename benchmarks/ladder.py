@@ -51,7 +51,7 @@ correlation 1). *Seen from*: the first strength from which on {often:.0%} of the
 dropped mode takes the brighter half of the images away; at step 0 both halves are there alike. A ladder is passed if it is ranked and its
 last step at least is seen. How early a step is seen depends on n as well: more images see more.
 
-*Untrained* is the same network with random weights, its readout fitted to the very set (the trained one's is not): what training adds.
+*Untrained* is the same network with random weights. Its readout is fitted to the very set, an advantage that the trained one does not have.
 
 | corruption | strength | steps |
 | --- | --- | --- |
