@@ -66,9 +66,8 @@ PLANS = (
     Plan("t1_to_t2_flow", "heads", (*HEADS, *FEWER)),
     Plan("t1_to_t2_flow", "brains", ("--domain", "site", *FEWER, "--quick")),
     Plan("t1_to_t2_diffusion", "heads", (*HEADS, *FEWER)),
-    Plan("t1_to_t2_flow", "heads", ("--parts", "pixel"), "all steps"),
-    Plan("t1_to_t2_diffusion", "heads", ("--parts", "pixel"), "all steps"),
-    Plan("t1_to_t2_diffusion", "heads", (*FEWER, "--parts", "pixel", "calibration", "--draws", "6"), "six draws"),
+    Plan("t1_to_t2_flow", "heads", ("--parts", "pixel", "-n", "2"), "all 18 steps"),
+    Plan("t1_to_t2_diffusion", "heads", (*FEWER, "--parts", "pixel", "calibration", "--draws", "6", "-n", "2"), "six draws"),
     Plan("t1_to_t2_diffusion", "brains", ("--domain", "site", *FEWER, "--quick")),
 )
 SETS = {
