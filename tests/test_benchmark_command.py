@@ -134,9 +134,10 @@ def test_ranking_needs_the_interval_and_the_test():
     assert best == {"psnr": None} and len(differences["psnr"]) == 1
 
 
-def test_what_cannot_be_compared_is_refused(models, table, capsys):
+def test_what_cannot_be_compared_is_refused(models, table, capsys, monkeypatch):
     models["far"].contract = replace(models["far"].contract, spacing=(2.0, 2.0, 1.0))
-    with pytest.raises(SystemExit):
+    with monkeypatch.context() as changed, pytest.raises(SystemExit):
+        changed.setattr(Work, "make_all", lambda *_: pytest.fail("a model was run before all of them were checked"))
         benchmark(table)
     assert "near and far cannot be compared: their grid differ" in capsys.readouterr().err
     with pytest.raises(SystemExit):

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import medgen
 from medgen.checkpoint import read_document, save, write_document
+from medgen.cli.export import refusal
 from medgen.cli.main import main
 from medgen.core.condition import Condition
 from medgen.core.levels import Karras, LogNormal
@@ -131,6 +132,12 @@ def test_the_memoriser_stays_and_the_healthy_model_leaves(gaussian, tmp_path, ca
     assert "## Privacy\n\n- Result: good." in card and "train split of the manifest (24 subjects)" in card and "list.csv" not in card
     said = refused(capsys, folder, "-o", out, "--data", path)
     assert "exists and is not empty" in said and read_document(out) == told
+
+
+def test_a_test_against_other_images_than_those_of_training_lets_nothing_out():
+    told = {"level": "good", "verdict": "", "numbers": {"training_known": False, "compared": "the train split of a.csv (9 subjects)"}}
+    assert "tested against the train split of a.csv" in refusal(told) and "--data with the manifest" in refusal(told)
+    assert refusal({**told, "numbers": {"training_known": True}}) == ""
 
 
 def test_without_a_result_nothing_leaves_but_by_force_and_then_the_reason_is_told(gaussian, tmp_path, capsys):

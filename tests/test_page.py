@@ -192,6 +192,15 @@ def counted(work):
     return Section("counted", "Counted", "fine.", Level.GOOD, {"n": 1}, [shown], [Figure("p", picture, "n")], [("s", "w")], {"k": "v"})
 
 
+def test_an_evaluation_of_which_nothing_came_is_no_success(loaded, table, monkeypatch, capsys):
+    monkeypatch.setattr(parts, "PARTS", (parts.Part("gone", "medgen_test_gone:section", "Gone"),))
+    with pytest.raises(SystemExit) as ended:
+        evaluate(table, "--parts", "gone")
+    assert ended.value.code and "no part could be measured" in capsys.readouterr().err
+    html = (table.parent / "report" / "evaluation.html").read_text()
+    assert "Parts measured: 0 of 1." in html and "gives the same numbers" not in html
+
+
 def test_a_part_that_fails_or_is_missing_does_not_end_the_others(loaded, table, monkeypatch, capsys):
     module = ModuleType("medgen_test_parts")
     module.broken, module.counted, counted.times = broken, counted, 0

@@ -108,6 +108,15 @@ def test_samples_of_the_datas_own_law_are_good_and_changed_ones_bad(folder):
     json.dumps(good.to_dict(), allow_nan=False)
 
 
+def test_what_is_not_surely_below_the_limit_does_not_pass(folder, monkeypatch):
+    task = Synthesis(["t1"], FeatureDistance())
+    good = feature.section(work(folder, task, same, samples=40))
+    middle = min((space["KID"]["score"] for space in good.numbers["spaces"].values()), key=lambda score: score.value)
+    monkeypatch.setattr(feature, "GOOD", (middle.value + middle.interval[1]) / 2)
+    unsure = feature.section(work(folder, task, same, samples=40))
+    assert unsure.level == Level.WATCH and "It is not certain that they are below" in unsure.verdict
+
+
 def test_blank_samples_are_bad_and_said_to_be_alike(folder):
     told = feature.section(work(folder, Synthesis(["t1"], FeatureDistance()), blank, samples=24))
     assert told.level == Level.BAD and "more alike than real images" in told.verdict

@@ -52,6 +52,8 @@ def run(options: argparse.Namespace) -> None:
     for section in sections:
         print(f"{section.title}: {section.verdict}")
     print(f"written: {paths[0]} and {paths[1]}; what the model made is kept in {work.kept}")
+    if all(section.skipped for section in sections):
+        raise MedgenError("no part could be measured; the page and the lines above say why")
 
 
 def _work(options: argparse.Namespace) -> Work:

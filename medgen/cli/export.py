@@ -66,6 +66,8 @@ def refusal(privacy: Mapping[str, Any] | None) -> str:
     if privacy is None or privacy.get("skipped") or privacy["level"] == Level.NONE:
         why = f" ({privacy['skipped'].rstrip('.')})" if privacy and privacy.get("skipped") else ""
         return f"{UNTESTED}{why}; pass --report DIR of `medgen evaluate` of these weights, or --data MANIFEST to test now"
+    if not privacy["numbers"].get("training_known", True):
+        return f"its privacy was tested against {privacy['numbers']['compared']}; pass --data with the manifest that it was trained on"
     if privacy["level"] == Level.BAD:
         return f"it fails the privacy test. {privacy['verdict'].rstrip('.')}. Train on more subjects, for fewer steps or a smaller model"
     return ""

@@ -82,11 +82,10 @@ def answered(works: Mapping[str, Callable[[], Work]], told: Told | None = None) 
     Raises:
         MedgenError: models that answer different questions or work on different grids.
     """
+    _check_all(works)
     done: dict[str, Answered] = {}
     for name, get in works.items():
         work = get()
-        check_alike({other: earlier.work for other, earlier in done.items()}, name, work)
-        work.rows  # noqa: B018  refuses a manifest that does not fit before anything is made
         work.make_all(lambda made, of, name=name: told(name, made, of) if told else None)
         done[name] = Answered(work, about(work))
         work.model = replace(work.model, model=nn.Module())
@@ -110,6 +109,17 @@ def compared(answers: Mapping[str, Answered], rivals: Sequence[str] | None = Non
     absent = missing(first) if rivals is None or {"line", "curve"} & set(rivals) else ""
     notes = [*_notes(methods), *filter(None, [absent])]
     return Compared(first.kind, methods, best, differences, _figures(done, beside, methods), notes)
+
+
+def _check_all(works: Mapping[str, Callable[[], Work]]) -> None:
+    """Refuse, before anything is made, models that cannot be compared and a manifest that does not fit one of them."""
+    seen: dict[str, Work] = {}
+    for name, get in works.items():
+        work = get()
+        check_alike(seen, name, work)
+        work.rows  # noqa: B018
+        work.model = replace(work.model, model=nn.Module())
+        seen[name] = work
 
 
 def check_alike(done: Mapping[str, Work], name: str, work: Work) -> None:

@@ -84,7 +84,7 @@ def headline(report: Mapping[str, Any]) -> dict[str, str]:
         beside = f", {gap['psnr']['value']:+.2f} on {gap['baseline']}" if gap else ""
         found = {"PSNR": f"{_number(body['psnr'])} dB{beside}", "SSIM": f"{_number(body['ssim'])} (n = {n})"}
     elif "samples" in done:
-        found = {"feature distance / floor": f"{done['samples']['frechet']['ratio']:.2f}"}
+        found = {"feature distance / floor": f"{done['samples']['frechet']['ratio']:.2f} (n = {done['samples']['n']['in_ratio']})"}
     return found | _of_task(done)
 
 

@@ -117,7 +117,8 @@ def _judge(told: Section, found: Sequence[Found], alike: Mapping[str, Estimate])
         return
     middle, farthest = known[(len(known) - 1) // 2], known[-1]
     result = middle.results[middle.headline]
-    told.level = Level.GOOD if middle.score < GOOD else Level.WATCH if middle.score < WATCH else Level.BAD
+    sure = result.score.high < GOOD
+    told.level = Level.BAD if middle.score >= WATCH else Level.GOOD if middle.score < GOOD and sure else Level.WATCH
     told.verdict = (
         f"The made images are {_estimate(result.score, result.size)} times as far from real ones as other real images are, below {GOOD:g} "
         f"is good ({middle.headline} in the space '{middle.space.name}', n = {result.size})"
@@ -128,6 +129,8 @@ def _judge(told: Section, found: Sequence[Found], alike: Mapping[str, Estimate])
         place = "nearer one of 2" if len(known) == 2 else f"middle one of {len(known)}"
         told.verdict += f". That is the {place} spaces; in the farthest, '{farthest.space.name}', "
         told.verdict += f"it is {_times(farthest.results[farthest.headline].score)}."
+    if middle.score < GOOD and not sure:
+        told.verdict += f" It is not certain that they are below {GOOD:g}: more samples and more held-out images would tell."
     if alike and alike["made"].apart(alike["real"]) and alike["made"].value > alike["real"].value:
         told.verdict += f" They are more alike than real images: MS-SSIM of two is {alike['made']}, of two real ones {alike['real']}."
         told.level = Level.WATCH if told.level == Level.GOOD else told.level
@@ -249,7 +252,8 @@ def _protocol(images: ImageSets, found: Sequence[Found], draws: int) -> dict[str
         "score": "distance over floor. It grows with n for the same model, since the floor falls: compare at equal n. "
         "Far off, KID grows as the sixth power of a distance",
         "intervals": f"95 %, from {draws} halves of all sets drawn by subject (delete-d jackknife); for pairs of images, over pairs",
-        "level": f"of the middle space (of two the nearer) by Frechet distance, else by KID: good below {GOOD:g}, bad from {WATCH:g}",
+        "level": "of the middle space (of two the nearer) by Frechet distance, else by KID: "
+        f"good where the interval is below {GOOD:g}, bad from {WATCH:g}",
     }
 
 

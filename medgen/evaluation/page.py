@@ -118,7 +118,8 @@ def _how_sure(told: Mapping[str, Any], sections: Sequence[Section]) -> str:
         said += "95 % intervals resample subjects or images (studentised, so that few subjects get wide ones). "
         said += "They speak for subjects like these, not for other sites."
     done = sum(not section.skipped for section in sections)
-    seed = f"Parts measured: {done} of {len(sections)}. Seed {told['settings']['seed']}: run again, it gives the same numbers."
+    seed = f"Parts measured: {done} of {len(sections)}."
+    seed += f" Seed {told['settings']['seed']}: run again, it gives the same numbers." if done else ""
     return card("How sure", f"{warned}<p>{said}</p><p class=soft>{seed}</p>")
 
 

@@ -50,8 +50,8 @@ def section(work: Work) -> Section:
     note = f"In network units. {share:.0%} of samples are nearer than the held-out images' 5th percentile; about 5 % would be usual."
     copies = int((nearest_of(held_out, training).distances == 0).sum())
     found["held_out_copies"] = copies
-    verdict = f"By a fixed feature, {count} samples are {ratio:.3g} times as far from held-out images as {count} training images are; "
-    verdict += "1 is as near as real ones."
+    verdict = f"By a fixed feature, {count} samples are {ratio:.3g} times as far from held-out images as {count} images of the manifest's "
+    verdict += "train split are; 1 is as near as real ones."
     if copies:
         verdict += f" {copies} of {len(held_out)} held-out images are copies of training images: they are not held out."
     return Section(

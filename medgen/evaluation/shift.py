@@ -142,7 +142,7 @@ def _domains(work: Work, rows: Sequence[Scored], far: Novelty | None, told: Sect
         cells.append([name, _subjects(part), _mean(part), below, gap.adjusted if gap else "-", share])
         told.numbers["domains"][name] = {"psnr": _mean(part), "drop": None if name == reference else below, "p": gap and gap.adjusted}
     told.numbers |= {"domain": work.domain, "reference": reference}
-    heads = [work.domain, "subjects", "PSNR", f"below {reference}", "p (Holm)", "inputs far from training"]
+    heads = [work.domain, "subjects", "PSNR", f"below {reference}", "p (Holm)", "inputs far from training rows"]
     told.tables.append(Table(f"By {work.domain}", heads, cells, "Different subjects in each; see below how they are compared."))
     return [(f"from {reference} to {name}", gap) for name, gap in found.items()]
 
@@ -204,7 +204,7 @@ def _judge(told: Section, gaps: Sequence[tuple[str, Unpaired]], far: Novelty | N
     if far is not None:
         count, n = int((far.places >= FAR).sum()), len(far.places)
         strange = binomial_interval(count, n)[0] > 1 - FAR
-        said.append(f"{count} of {n} inputs are far from training; about {1 - FAR:.0%} would be usual.")
+        said.append(f"{count} of {n} inputs are far from the training rows of the manifest; about {1 - FAR:.0%} would be usual.")
         told.numbers["far"] = {"count": count, "n": n}
     if not said:
         few = f"fewer than {LEAST} subjects in all domains but one" if told.numbers["domains"] else "no inputs of training to compare with"
