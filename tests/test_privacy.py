@@ -217,6 +217,16 @@ def most(monkeypatch):
     return most
 
 
+def test_held_out_copies_of_training_images_set_no_threshold():
+    training, held_out, made = pictures(24, 0), pictures(24, 1), pictures(24, 2)
+    owners = [str(i) for i in range(24)]
+    clean = privacy.copies(made, training, held_out[4:], owners, owners[4:], SPACES)
+    held_out[:4] = training[:4]
+    for found, expected in zip(privacy.copies(made, training, held_out, owners, owners, SPACES), clean, strict=True):
+        assert torch.allclose(found.new.distances, expected.new.distances) and float(found.new.distances.min()) > 0
+        assert found.relative == expected.relative and found.plain == expected.plain
+
+
 def test_few_training_images_are_held_at_once(gaussian, most):
     folder, path, training = gaussian
     privacy.section(work(folder, Memoriser(training), path, 24), SPACES)

@@ -145,7 +145,8 @@ def copies(
     others: Sequence[str],
     spaces: Sequence[Space],
 ) -> list[Copies]:
-    """Samples and held-out images beside the training images, in pixels and in every space that takes them.
+    """Samples and held-out images beside the training images, in pixels and in every space that takes them. Held-out images that are
+    training images, to the last bit, are left out: they are not new, and would set a threshold of 0.
 
     Args:
         made: (N, C, *S).
@@ -157,7 +158,7 @@ def copies(
     """
     if made.shape[1:] != training[0].shape:
         raise MedgenError(f"samples have shape {tuple(made.shape[1:])}, the training images {tuple(training[0].shape)}")
-    found = []
+    found, fresh = [], torch.ones(len(held_out), dtype=torch.bool)
     for space in (PIXELS, *spaces):
         try:
             both = nearest_in(space, chain(made, held_out), training, owners)
@@ -166,8 +167,12 @@ def copies(
                 raise
             continue
         near, new = (Neighbours(*(column[part] for column in both)) for part in (slice(len(made)), slice(len(made), None)))
+        if space is PIXELS and bool((new.distances > 0).any()):
+            fresh = new.distances > 0
+        new = Neighbours(*(column[fresh] for column in new))
+        subjects = [other for other, kept in zip(others, fresh.tolist(), strict=True) if kept]
         rates = [
-            {q: memorised(getattr(near, kind).tolist(), getattr(new, kind).tolist(), q, others) for q in QUANTILES}
+            {q: memorised(getattr(near, kind).tolist(), getattr(new, kind).tolist(), q, subjects) for q in QUANTILES}
             for kind in ("relative", "distances")
         ]
         found.append(Copies(space.name, near, new, *rates))

@@ -132,6 +132,7 @@ def sample_picture(samples: Tensor, training: Tensor, held_out: Tensor, columns:
 
 def _novelty(samples: Tensor, training: Sequence[Tensor], held_out: Tensor) -> dict[str, float]:
     made, new = nearest_of(samples, training).distances, nearest_of(held_out, training).distances
+    new = new[new > 0] if bool((new > 0).any()) else new  # copies of training images are not new
     limit = float(new.quantile(0.05))
     return {
         "samples_minimum": float(made.min()),
