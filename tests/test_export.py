@@ -154,6 +154,9 @@ def test_without_a_result_nothing_leaves_but_by_force_and_then_the_reason_is_tol
     assert "exported all the same, and the card says so: trained on drawings" in capsys.readouterr().out
     assert read_document(out)["privacy"] == {"level": "none", "verdict": "No privacy test was done.", "forced": "trained on drawings"}
     assert "- Exported all the same, because: trained on drawings" in (out / "card.md").read_text()
+    main(["export", str(out), "-o", str(tmp_path / "again"), "--force", "drawn anew"])
+    told = (tmp_path / "again" / "card.md").read_text()
+    assert told.count("## Privacy") == 1 and "drawn anew" in told and "trained on drawings" not in told
     assert medgen.inference.check_golden(medgen.load(out)) == 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -80,6 +81,8 @@ def card(options: argparse.Namespace, folder: Path, report: Mapping[str, Any] | 
         text = card_text(report, contract)
     elif own.is_file():
         text = without_paths(own.read_text("utf-8"))
+        if not options.card:  # what an earlier export said
+            text = re.sub(r"\n## Privacy\n.*?(?=\n## |\Z)", "", text, flags=re.DOTALL)
     else:
         text = card_text(None, contract).replace("# model", f"# {Path(options.output).name}", 1)
     lines = ["## Privacy", f"- Result: {told['level']}. {told['verdict']}"]
